@@ -1,0 +1,32 @@
+# The two commands: `make demo` trains on real digits and writes a report; `make test` checks everything.
+# Both set up a .venv of their own first (Python 3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: setup demo test check clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	rm -rf runs/demo
+	$(BIN)/pixelkiln train ddpm --data digits --out runs/demo --budget 100s
+	$(BIN)/pixelkiln sample runs/demo --label all -n 100 --out runs/demo/digits.png
+	$(BIN)/pixelkiln evaluate runs/demo -n 1000
+
+test: $(READY)
+	$(BIN)/python -m ruff check src tests benchmarks
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+check: test
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

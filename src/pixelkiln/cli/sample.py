@@ -1,0 +1,104 @@
+"""pixelkiln sample: images from a run, as a grid, a folder of PNGs, or an .npz."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..core.images import grid, read_image, save_png
+from ..core.protocols import Method
+from ..core.types import Ability, Request, UserError
+from ..data.npz import write_npz
+from ..engine.log import Log
+from ..engine.sample import Trained, generate, load
+from .options import add_machine, parents, whole
+
+__all__ = ["add", "add_knobs", "fitted", "knobs", "run", "write"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `sample`."""
+    parser.add_argument("run", metavar="RUN", help="a run folder")
+    parser.add_argument("--out", metavar="F.png|DIR|F.npz", type=Path, required=True, help="a grid, one PNG an image, or arrays images and labels")
+    parser.add_argument("-n", type=whole, default=64, metavar="N", help="number of images")
+    parser.add_argument("--label", metavar="K", help="class by number or name, several with commas, or all; default: as in the training data")
+    parser.add_argument("--text", metavar="T", help="a caption")
+    parser.add_argument("--source", metavar="IMG", type=Path, help="an image to start from")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
+    parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
+    add_knobs(parser)
+    add_machine(parser)
+
+
+def add_knobs(parser: argparse.ArgumentParser) -> None:
+    """What some methods can be told when they sample; a method that cannot use one refuses it."""
+    group = parser.add_argument_group("sampling (a method refuses what it does not know)")
+    group.add_argument("--steps", type=whole, metavar="N", help="solver steps")
+    group.add_argument("--solver", metavar="S", help="ddpm, ddim, dpmpp-2m, euler, heun")
+    group.add_argument("--eta", type=float, metavar="X", help="share of ancestral noise of ddim, 0 to 1")
+    group.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance weight, 1 = off")
+    group.add_argument("--strength", type=float, metavar="X", help="how far the source is re-noised, above 0, to 1")
+    group.add_argument("--truncation", type=float, metavar="X", help="shrinks the latent, above 0, to 1")
+    group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
+    group.add_argument("--recipe", metavar="M:F", help="the recipe's code, for a run made by code outside the library (it will be executed)")
+
+
+def knobs(args: argparse.Namespace) -> dict[str, Any]:
+    """The knobs that were given."""
+    names = ("steps", "solver", "eta", "guidance", "strength", "truncation")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def fitted(path: Path, method: Method) -> Tensor:
+    """A source image in the method's shape (center crop, antialiased)."""
+    from ..core.recipe import DataConfig
+    from ..data.prepare import prepare
+
+    shape = method.shape
+    if shape.height != shape.width:
+        raise UserError(f"{path}: this run is not square; give a source of exactly {shape.width}x{shape.height} pixels")
+    return prepare(read_image(path)[None], DataConfig(resolution=shape.height, channels=shape.channels))[0]
+
+
+def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, ...], columns: int | None = None) -> None:
+    """Images uint8 (N, C, H, W) as the name of `out` says."""
+    if out.suffix == ".npz":
+        write_npz(out, images.permute(0, 2, 3, 1).contiguous(), labels, classes)
+    elif out.suffix == ".png":
+        save_png(out, grid(images, columns))
+    else:
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty: choose another folder")
+        for i, image in enumerate(images):
+            name = f"{i:06d}.png" if labels is None else f"{classes[int(labels[i])].replace('/', '-')}/{i:06d}.png"
+            save_png(out / name, image)
+
+
+def request_of(args: argparse.Namespace, trained: Trained) -> Request:
+    """The order that the arguments say."""
+    source = fitted(args.source, trained.method) if args.source else None
+    return trained.request(args.n, args.seed, args.label, args.text, source, **knobs(args))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sample and write."""
+    if args.out.suffix not in (".png", ".npz", ""):
+        raise UserError(f"--out {args.out}: write .png (a grid), .npz, or a folder without suffix")
+    if args.out.suffix == "" and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise UserError(f"{args.out} is not an empty folder: choose another --out")
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent))
+    request = request_of(args, trained)
+    log = Log(args.quiet)
+    start = time.perf_counter()
+    with log.meter("sample", args.n, unit="images") as meter:
+        images = generate(trained.method, request, trained.where, args.batch, meter.at)
+    spent = time.perf_counter() - start
+    columns = len(trained.classes) if args.label == "all" and Ability.LABEL in trained.method.abilities else None
+    write(images, args.out, request.cond.label, trained.classes, columns)
+    log.say(f"{args.n} images in {spent:.1f} s ({args.n / spent:.1f} images/s)")
+    print(args.out)
+    return 0

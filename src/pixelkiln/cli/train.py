@@ -1,0 +1,69 @@
+"""pixelkiln train: a recipe on your images, into a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from ..core.catalog import find, overridable
+from ..core.types import UserError
+from ..engine.build import open_run
+from ..engine.log import Log
+from ..engine.publish import data_of, publish
+from ..engine.sample import load
+from ..engine.train import Budget, Order, train
+from ..engine.where import Where
+from .options import add_machine, parents, seconds, whole
+
+__all__ = ["add", "add_recipe", "run"]
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `train` that every recipe has."""
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from 'pixelkiln list', or my_file.py:my_recipe")
+    parser.add_argument("--data", metavar="SRC", help="digits, shapes, or a path: IDX folder, image folder, Parquet, .npz")
+    parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to make")
+    parser.add_argument("--size", default="small", choices=("tiny", "small", "base"), help="how large the recipe's networks are")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--budget", type=seconds, metavar="TIME", help="wall-clock time (90s, 10m, 1.5h), turned into steps after a measured warm-up")
+    length.add_argument("--steps", type=whole, metavar="N", help="number of steps (default: as the recipe says)")
+    length.add_argument("--images", type=whole, metavar="N", help="number of images seen (10k, 2M)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="everything random depends on it")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly as it would have gone on")
+    parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="the trained run that this recipe builds on")
+    parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    add_machine(parser)
+
+
+def add_recipe(parser: argparse.ArgumentParser, name: str, size: str) -> None:
+    """The recipe's own options, typed, with their defaults."""
+    group = parser.add_argument_group(f"options of {name} (size {size})")
+    for option, leaf in overridable(find(name)(size)):
+        value = ",".join(map(str, leaf.value)) if isinstance(leaf.value, tuple) else leaf.value
+        group.add_argument(f"--{option}", metavar=leaf.words.upper() if "|" not in leaf.words else leaf.words, dest=f"set:{option}",
+                           help=f"(default: {'none' if value is None else value})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, then write the report."""
+    if args.resume and args.out.exists() and not args.recipe:
+        args.recipe = open_run(args.out).facts["recipe"]
+    if not args.recipe:
+        raise UserError("which recipe? 'pixelkiln list' shows them: pixelkiln train RECIPE --data SRC --out RUN")
+    source = args.data or (open_run(args.out, args.recipe).facts["data"]["source"] if args.resume and args.out.exists() else None)
+    if not source:
+        raise UserError("which images? add --data SRC: digits, shapes, or a path to your own")
+    changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
+    budget = Budget(args.steps, args.images, args.budget)
+    command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
+    order = Order(args.recipe, source, args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
+    where = Where.choose(args.device, args.precision, args.compile)
+    log = Log(args.quiet)
+    done = train(order, where, args.resume, log)
+    trained = load(done.path, args.device, args.precision, recipe=args.recipe)
+    report = publish(trained, *data_of(trained))
+    log.say(f"run: {done.path}")
+    print(f"report: {report}")
+    return 0

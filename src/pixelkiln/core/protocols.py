@@ -1,0 +1,168 @@
+"""What a method is, and the small things that it may be able to do. Every class here is an interface; a method is final."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
+
+__all__ = ["Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Update"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """One row that the loop executes: minimise `loss(batch, moment)["loss"]` over the parameters of `nets`; freeze every other net.
+
+    nets: names of submodules of the method. opt: name of the optimiser; rows that share it share its moments.
+    every: run at steps divisible by it. repeat: times in a row. fresh: draw a new batch each time, or take the last row's again.
+    The loss returns a mapping with the scalar "loss" (a mean over the batch) and any other scalars to be logged.
+    """
+
+    name: str
+    nets: tuple[str, ...]
+    loss: Callable[[Batch, Moment], Mapping[str, Tensor]]
+    opt: str
+    every: int = 1
+    repeat: int = 1
+    fresh: bool = True
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Closed form or EM: `run(passes)` gets a function that yields one ordered pass over the training images, and returns scalars to log."""
+
+    name: str
+    nets: tuple[str, ...]
+    run: Callable[[Callable[[], Iterable[Batch]]], Mapping[str, float]]
+
+
+class Method(nn.Module, ABC):
+    """A generator of images: it owns networks, says which updates train them, and can sample.
+
+    Submodules assigned in the constructor are its nets. State that matters is a buffer. `parents` are trained methods, frozen and
+    not part of the state. `averaged` names the nets of which the engine keeps an exponential moving average for sampling.
+    """
+
+    abilities: frozenset[Ability] = frozenset()
+    averaged: tuple[str, ...] = ()
+    roles: Mapping[str, type] = {}  # parent's role -> the protocol that it must have
+
+    def __init__(self, info: DataInfo, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__()
+        self.info = info
+        self.parents: dict[str, Method] = dict(parents or {})
+        for role, protocol in self.roles.items():
+            if role not in self.parents:
+                raise UserError(f"{type(self).__name__.lower()} builds on a trained run: give it with --parent {role}=RUN")
+            if not isinstance(self.parents[role], protocol):
+                kind = type(self.parents[role]).__name__
+                raise UserError(f"parent {role!r} must be a {protocol.__name__.lower()}, and {kind} is not one: give another run")
+        for parent in self.parents.values():
+            parent.requires_grad_(False).eval()
+
+    @property
+    def shape(self) -> ImageShape:
+        """Shape of one image."""
+        return self.info.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are (a method without any asks its parents)."""
+        for tensor in [*self.parameters(), *self.buffers()]:
+            return tensor.device
+        for parent in self.parents.values():
+            return parent.device
+        return torch.device("cpu")
+
+    def updates(self) -> Sequence[Update | Fit]:
+        """The rows that the loop executes; () means that there is nothing to train."""
+        return ()
+
+    def after_step(self, moment: Moment, terms: Mapping[str, Tensor]) -> None:
+        """Called after each step, without gradients; may change buffers only."""
+
+    @torch.no_grad()
+    def sample(self, request: Request) -> Tensor:
+        """Images (n, C, H, W) in [-1, 1] for n = len(request.seeds); a field that the method has no ability for is refused."""
+        for name in sorted(request.given()):
+            if name not in self.abilities:
+                able = ", ".join(sorted(self.abilities)) or "nothing but a seed"
+                raise UserError(f"{type(self).__name__.lower()} does not take {name!r}: it takes {able}")
+        was_training = self.training
+        self.eval()
+        try:
+            return self.draw(request).float().clamp(-1, 1)
+        finally:
+            self.train(was_training)
+
+    @abstractmethod
+    def draw(self, request: Request) -> Tensor:
+        """What `sample` does once the request is known to be one that the method can serve."""
+
+
+class Codec(ABC):
+    """Images to codes and back. encode: (B, C, H, W) in [-1, 1] -> z; decode: z -> (B, C, H, W)."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+class Denoiser(ABC):
+    """E[x0 | x] for x = x0 + sigma * noise (variance-exploding coordinates, which every Gaussian path maps to by x / alpha).
+
+    denoise: x (B, C, H, W), sigma (B,) -> x0 (B, C, H, W). sigma_range: the smallest and largest sigma it was trained for.
+    """
+
+    sigma_range: tuple[float, float]
+
+    @abstractmethod
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor: ...
+
+    @abstractmethod
+    def sigmas(self, steps: int, solver: str) -> Tensor:
+        """Noise levels (steps + 1,) float64, falling, the last one 0, as this method spaces them for the solver."""
+
+
+class Latent(ABC):
+    """A map from a standard normal latent to images: what interpolation walks in."""
+
+    @abstractmethod
+    def latents(self, seeds: Sequence[int]) -> Tensor:
+        """z (n, ...) ~ N(0, I), row i from seed i alone."""
+
+    @abstractmethod
+    def from_latents(self, z: Tensor, request: Request) -> Tensor:
+        """Images (n, C, H, W) for the latents; request.seeds are ignored."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-likelihood of images, nats (B,), and what it means: `kind` ("exact", "bound"), `of` (what is modelled, in words), and the
+    constant `per_dim` (nats per dimension) that turns it into a probability of 8-bit images, None where that makes no sense."""
+
+    nats: Tensor
+    kind: str
+    of: str
+    per_dim: float | None = 0.0
+
+
+class Likelihood(ABC):
+    """log p(x) of images in [-1, 1]; `samples` is the number of importance samples where it is a bound."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score: ...
+
+
+def describe(method: type[Method]) -> dict[str, Any]:
+    """Facts for the catalog: what the method takes and what it can do."""
+    able = {"codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood}
+    return {"takes": sorted(method.abilities), "can": [k for k, v in able.items() if issubclass(method, v)]}

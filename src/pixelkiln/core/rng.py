@@ -1,0 +1,47 @@
+"""Counter-based randomness: every random number is a function of a key, so nothing random is ever saved.
+
+A key is any tuple of integers and strings, hashed to 63 bits. Training step k draws from (seed, rank, images seen, ...);
+sample i draws from its own seed. (The idea is EDM2's `set_random_seed(seed, rank, cur_nimg)`, taken one step further.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["generator", "key", "noise", "permutation", "seed_all", "streams"]
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit integer that depends on all parts, their types and their order."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator for the key."""
+    return torch.Generator().manual_seed(key(*parts))
+
+
+def seed_all(*parts: int | str) -> None:
+    """Seed torch's global generators (all devices) with the key: dropout and noise of one training step."""
+    torch.manual_seed(key(*parts))
+
+
+def permutation(n: int, *parts: int | str) -> Tensor:
+    """A permutation of 0..n-1, (n,) int64, that depends on the key alone."""
+    return torch.randperm(n, generator=generator(*parts))
+
+
+def streams(seeds: Sequence[int], name: str) -> list[torch.Generator]:
+    """One generator per sample; draws of sample i never depend on its neighbours."""
+    return [generator(int(s), name) for s in seeds]
+
+
+def noise(gens: Sequence[torch.Generator], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise (len(gens), *shape), row i from generator i (drawn on the CPU, so that devices agree)."""
+    rows = [torch.randn(tuple(shape), generator=g) for g in gens]
+    return torch.stack(rows).to(device)

@@ -1,0 +1,10 @@
+"""Data: sources of images (embedded, IDX, folders, Parquet, npz) as one uint8 tensor, and batches as a function of their number."""
+
+from __future__ import annotations
+
+from .images import ImageSet, Split
+from .loader import Feed
+from .npz import write_npz
+from .sources import open_source
+
+__all__ = ["Feed", "ImageSet", "Split", "open_source", "write_npz"]

@@ -1,0 +1,117 @@
+"""The record that every source ends up as: one uint8 tensor of images with labels, captions and maps; and how labels and splits are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.types import DataInfo, ImageShape, UserError
+
+__all__ = ["ImageSet", "Split", "check_labels", "code_labels", "hold_out"]
+
+Split = Literal["train", "test", "all"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A set of images that fits in memory.
+
+    images (N, C, H, W) uint8; labels (N,) int64 in 0..len(classes)-1, or None; classes () if unlabeled; texts N captions, or None;
+    extras: mask (N, 1, H, W) uint8 (0 background, k = object k), edges (N, 1, H, W) uint8 in {0, 1},
+    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    classes: tuple[str, ...]
+    texts: tuple[str, ...] | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    name: str = ""
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, "images are uint8 (N, C, H, W)"
+        sizes = [len(part) for part in (self.labels, self.texts, *self.extras.values()) if part is not None]
+        assert all(size == len(self) for size in sizes), "every part of an ImageSet has one entry an image"
+        assert (self.labels is None) == (not self.classes), "labels come with the names of the classes"
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def info(self) -> DataInfo:
+        """The image shape and the names of the classes."""
+        _, channels, height, width = self.images.shape
+        return DataInfo(ImageShape(channels, height, width), self.classes)
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over shape, images, labels and classes; the name and the split do not enter. Computed once."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        sha = hashlib.sha256(repr((tuple(self.images.shape), self.labels is not None, self.classes)).encode())
+        sha.update(self.images.cpu().flatten().numpy().data)
+        if self.labels is not None:
+            sha.update(self.labels.cpu().contiguous().numpy().data)
+        return sha.hexdigest()
+
+    def take(self, index: Tensor) -> ImageSet:
+        """The images of the rows `index` (n,) int64, in that order."""
+        return replace(
+            self,
+            images=self.images[index],
+            labels=None if self.labels is None else self.labels[index],
+            texts=None if self.texts is None else tuple(self.texts[i] for i in index.tolist()),
+            extras={name: part[index] for name, part in self.extras.items()},
+        )
+
+
+def hold_out(num: int, split: Split, where: str, every: int = 10) -> Tensor:
+    """Rows (n,) int64 of a split of a source without a test split: each `every`-th image is test, the rest is train.
+
+    Errors: `UserError` where the split would be empty.
+    """
+    rows = torch.arange(num)
+    test = rows % every == every - 1
+    rows = {"train": rows[~test], "test": rows[test], "all": rows}[split]
+    if len(rows) == 0:
+        raise UserError(f"{where} holds {num} images, too few to hold out every {every}th for a test split: add images or a test/ folder")
+    return rows
+
+
+def check_labels(labels: Tensor, num_classes: int, where: str) -> None:
+    """Errors: `UserError` naming the first image whose label is outside 0..num_classes-1."""
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        remedy = "give every image a label, or none" if labels[row] < 0 else "correct the label or add the name of its class"
+        raise UserError(f"{where}: label {int(labels[row])} of image {row} is outside 0..{num_classes - 1}: {remedy}")
+
+
+def code_labels(values: Sequence[str | int | None], where: str) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Labels as a file has them -> labels (N,) int64 and class names: integers name themselves, strings are sorted.
+
+    Errors: `UserError` where some images have a label and others none, or where integers and strings are mixed.
+    """
+    kinds = {type(value) for value in values}
+    if kinds == {type(None)}:
+        return None, ()
+    if type(None) in kinds:
+        raise UserError(f"{where}: image {values.index(None)} has no label but others do: give every image a label, or none")
+    if kinds == {int}:
+        labels = torch.tensor(values, dtype=torch.int64)
+        num_classes = max(int(labels.max()) + 1, 1)
+        check_labels(labels, num_classes, where)
+        return labels, tuple(str(i) for i in range(num_classes))
+    if kinds != {str}:
+        raise UserError(f"{where}: labels must be all integers or all strings, not {', '.join(sorted(k.__name__ for k in kinds))}")
+    classes = tuple(sorted({str(value) for value in values}))
+    code = {name: i for i, name in enumerate(classes)}
+    return torch.tensor([code[str(value)] for value in values], dtype=torch.int64), classes

@@ -1,0 +1,85 @@
+"""Batches as a pure function of (seed, draw number): training resumes from nothing but the number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..core.recipe import DataConfig
+from ..core.rng import permutation
+from ..core.types import Batch, Condition
+from .augment import Moves, draw_moves, mirror_text, move_boxes, move_images
+from .images import ImageSet
+from .prepare import check_config
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """Batches from one uint8 tensor on the device.
+
+    Draw d covers positions d * batch .. (d + 1) * batch - 1 of an endless stream in which epoch e is a permutation of the data by
+    (seed, "order", e); a batch may straddle epochs. x = u8 / 127.5 - 1; augmentation comes from (seed, "augment", d).
+    """
+
+    def __init__(
+        self,
+        data: ImageSet,
+        batch: int,
+        config: DataConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+        channels_last: bool = False,
+    ) -> None:
+        check_config(config)
+        assert batch >= 1 and len(data) >= 1, "a feed needs images and a batch size"
+        self.data, self.size, self.config, self.seed = data, batch, config, seed
+        self.device = torch.device(device)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.images = data.images.to(self.device)
+        self.labels = None if data.labels is None else data.labels.to(self.device)
+        self.maps = {name: data.extras[name].to(self.device) for name in ("mask", "layout") if name in data.extras}
+        self._epoch, self._order = 0, permutation(len(data), seed, "order", 0)
+
+    def rows(self, draw: int) -> Tensor:
+        """Rows (batch,) int64 of the data set in draw `draw`, on the CPU."""
+        position, end, parts = draw * self.size, (draw + 1) * self.size, []
+        while position < end:
+            epoch, start = divmod(position, len(self.data))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, permutation(len(self.data), self.seed, "order", epoch)
+            parts.append(self._order[start : start + end - position])
+            position += len(parts[-1])
+        return torch.cat(parts)
+
+    def batch(self, draw: int) -> Batch:
+        """The batch of draw `draw`, augmented."""
+        return self._gather(self.rows(draw), draw_moves(self.size, self.config, self.seed, draw))
+
+    def passes(self, batch: int | None = None) -> Iterator[Batch]:
+        """One pass in the data's order, without augmentation; the last batch may be short."""
+        for rows in torch.split(torch.arange(len(self.data)), batch or self.size):
+            yield self._gather(rows, None)
+
+    def _gather(self, rows: Tensor, moves: Moves | None) -> Batch:
+        index = rows.to(self.device)
+        pixels = self.images.index_select(0, index)  # (B, C, H, W) uint8
+        maps = {name: part.index_select(0, index) for name, part in self.maps.items()}
+        texts = None if self.data.texts is None else [self.data.texts[i] for i in rows.tolist()]
+        if moves is not None:
+            pixels = move_images(pixels, moves)
+            if "mask" in maps:
+                maps["mask"] = move_images(maps["mask"], moves)
+            if "layout" in maps:
+                maps["layout"] = move_boxes(maps["layout"], moves, *pixels.shape[2:])
+            if texts is not None:
+                texts = [mirror_text(text) if flip else text for text, flip in zip(texts, moves.flip.tolist(), strict=True)]
+        cond = Condition(
+            label=None if self.labels is None else self.labels.index_select(0, index),
+            text=None if texts is None else tuple(texts),
+            mask=(maps["mask"] > 0).float() if "mask" in maps else None,
+            layout=maps.get("layout"),
+        )
+        return Batch(pixels.to(torch.float32, memory_format=self.format).div_(127.5).sub_(1), cond, index)

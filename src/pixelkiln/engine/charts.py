@@ -1,0 +1,120 @@
+"""Line charts as inline SVG: axes, round ticks, units; colors come from the page's style (variables --c0 .. --c4, --rule)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+__all__ = ["chart", "number", "ticks"]
+
+Points = Sequence[tuple[float, float]]
+WIDTH, HEIGHT = 360, 200
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 8, 32
+COLORS = 5
+RAW, SMOOTH = 400, 50  # points drawn of the raw curve (faint) and of its local means (bold)
+LOG_FROM = 30.0  # a positive curve that spans more than this ratio gets a logarithmic axis
+
+
+def number(value: object) -> str:
+    """A value for people: four digits, thousands separated, an en dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or (math.isfinite(value) and value == round(value) and abs(value) < 1e15):
+        return f"{int(value):,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """At most `count` + 1 round numbers (1, 2 or 5 times a power of ten apart) in [low, high], low < high."""
+    rough = (high - low) / count
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * unit for m in (1, 2, 5, 10) if m * unit >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [k * step for k in range(first, last + 1)]
+
+
+def _short(value: float) -> str:
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
+    return f"{value:.4g}" if abs(value) > 1e-12 else "0"
+
+
+def _means(points: Points, bins: int) -> list[tuple[float, float]]:
+    """Means of consecutive runs of points, at most `bins` of them."""
+    n = len(points)
+    if n <= bins:
+        return list(points)
+    edges = [n * k // bins for k in range(bins + 1)]
+    parts = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) if high > low else max(abs(low), 1.0) * 0.1
+    return low - margin, high + margin
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis, as exponents: powers of ten, with 2 and 5 times them where there are few."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    every = max(1, len(decades) // 6)
+    marks = [float(d) for d in decades if d % every == 0]
+    if high - low < 3:
+        marks = [d + math.log10(m) for d in decades for m in (1, 2, 5)]
+    return [m for m in marks if low <= m <= high]
+
+
+def _line(points: Points, style: str) -> str:
+    if len(points) == 1:
+        (x, y) = points[0]
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="dot {style}"/>'
+    return f'<polyline class="{style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+
+
+def chart(title: str, lines: Mapping[str, Points], unit: str = "", x_unit: str = "step") -> str:
+    """One figure: named curves of finite (x, y) points over common axes, with the last value of each in the legend.
+
+    A range of more than 30 to 1 of positive values is drawn on a logarithmic axis, and the title says so.
+    """
+    assert lines and all(lines.values()), "a chart needs at least one point in each line"
+    values = [y for points in lines.values() for _, y in points]
+    log = min(values) > 0 and max(values) / min(values) > LOG_FROM
+
+    def level(y: float) -> float:
+        return math.log10(y) if log else y
+
+    xs = [x for points in lines.values() for x, _ in points]
+    x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, min(xs) + 1)
+    y0, y1 = _span([level(y) for y in values])
+
+    def place(points: Points) -> list[tuple[float, float]]:
+        across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+        return [(LEFT + across * (x - x0) / (x1 - x0), TOP + down * (y1 - level(y)) / (y1 - y0)) for x, y in points]
+
+    parts = []
+    for mark in _log_ticks(y0, y1) if log else ticks(y0, y1):
+        value = 10.0**mark if log else mark
+        ((_, y),) = place([(x0, value)])
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
+    for mark in ticks(x0, x1):
+        ((x, _),) = place([(mark, values[0])])
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_short(mark)}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_unit)}</text>')
+    for k, points in enumerate(lines.values()):
+        if len(points) > SMOOTH:
+            parts.append(_line(place(_means(points, RAW)), f"raw s{k % COLORS}"))
+        parts.append(_line(place(_means(points, SMOOTH)), f"s{k % COLORS}"))
+    legend = "".join(
+        f'<span><i class="key k{k % COLORS}"></i>{escape(name) + " " if len(lines) > 1 else ""}{number(points[-1][1])}</span>'
+        for k, (name, points) in enumerate(lines.items())
+    )
+    notes = ", ".join(filter(None, [unit, "log scale" if log else ""]))
+    caption = f"<b>{escape(title)}</b>" + (f" <small>({escape(notes)})</small>" if notes else "")
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over {escape(x_unit)}">{"".join(parts)}</svg>'
+    return f'<figure class="chart"><figcaption>{caption}<span class="legend">{legend}</span></figcaption>{svg}</figure>'

@@ -1,0 +1,171 @@
+"""The one loop: it executes a method's rows. It knows protocols, never a concrete method, and touches no file."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..core.protocols import Fit, Method, Update
+from ..core.recipe import TrainConfig
+from ..core.rng import seed_all
+from ..core.types import Batch, Moment, UserError
+
+from .ema import Average
+from .optim import build, lr_at, pack, unpack
+from .where import Where
+
+__all__ = ["Diverged", "Trainer", "only"]
+
+
+class Diverged(RuntimeError):
+    """A loss or a weight is no longer finite; the message names the step and the term."""
+
+
+@contextlib.contextmanager
+def only(method: nn.Module, nets: tuple[str, ...]) -> Iterator[None]:
+    """Freeze every net of the method but these: no gradients for its parameters, and its normalisation statistics stand still."""
+    frozen = [net for name, net in method.named_children() if name not in nets]
+    parameters = [p for net in frozen for p in net.parameters() if p.requires_grad]
+    norms = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
+    for p in parameters:
+        p.requires_grad_(False)
+    for m in norms:
+        m.track_running_stats = False  # batch statistics are used, running ones are left alone
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+        for m in norms:
+            m.track_running_stats = True
+
+
+class Trainer:
+    """A method, its optimisers and its averaged weights, moving together from step to step.
+
+    draw(d) is batch number d of an endless stream; step k draws batches k * fresh .. so that nothing but the step has to be saved.
+    """
+
+    def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int], Batch], seed: int, total: int, where: Where) -> None:
+        self.method, self.config, self.draw, self.seed, self.total, self.where = method, config, draw, seed, total, where
+        if config.batch % config.accumulate:
+            raise UserError(f"--train.accumulate {config.accumulate} does not divide --train.batch {config.batch}")
+        rows = method.updates()
+        self.fits = [row for row in rows if isinstance(row, Fit)]
+        self.rows = [row for row in rows if isinstance(row, Update)]
+        if self.rows and not self.rows[0].fresh:
+            raise ValueError("the first update must draw a fresh batch")
+        self.fresh = sum(row.repeat for row in self.rows if row.fresh)
+        owned: dict[str, dict[str, nn.Parameter]] = {row.opt: {} for row in self.rows}
+        for row in self.rows:
+            for net in row.nets:
+                owned[row.opt] |= {f"{net}.{n}": p for n, p in getattr(method, net).named_parameters()}
+        for name in owned:
+            if name not in config.opts:
+                raise ValueError(f"the recipe has no optimiser {name!r} for its updates: it has {', '.join(config.opts)}")
+        self.owned = {name: list(params.values()) for name, params in owned.items()}
+        self.opts = {name: build(config.opts[name], params) for name, params in self.owned.items()}
+        self.average = Average(method, method.averaged, config.ema) if config.ema and method.averaged else None
+        self.pending: list[tuple[int, dict[str, Tensor]]] = []  # terms since the last look, not yet read off the device
+
+    def fit(self, passes: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        """Execute the closed-form rows."""
+        seed_all(self.seed, "fit")
+        with torch.no_grad():
+            return {k: float(v) for row in self.fits for k, v in row.run(passes).items()}
+
+    def step(self, k: int) -> None:
+        """Step number k (from 0): every row that is due."""
+        moment = Moment(k, self.total, k * self.config.batch)
+        self.method.train()
+        terms: dict[str, Tensor] = {}
+        batch, number = None, k * self.fresh
+        for row in self.rows:
+            for turn in range(row.repeat):
+                if row.fresh:
+                    batch, number = None, number + 1
+                if k % row.every:
+                    continue
+                if batch is None:
+                    batch = self.draw(number - 1)
+                seed_all(self.seed, "step", k, row.name, turn)
+                terms |= self._update(row, batch, moment)
+        with torch.no_grad():
+            self.method.after_step(moment, terms)
+        if self.average is not None:
+            self.average.update(self.config.batch, (k + 1) * self.config.batch)
+        self.pending.append((k, terms))
+
+    def _update(self, row: Update, batch: Batch, moment: Moment) -> dict[str, Tensor]:
+        """One row: accumulate gradients, clip, step."""
+        config, opt = self.config.opts[row.opt], self.opts[row.opt]
+        for group in opt.param_groups:
+            group["lr"] = lr_at(config, moment)
+        prefix = f"{row.name}/" if len(self.rows) > 1 else ""
+        found: dict[str, Tensor] = {}
+        with only(self.method, row.nets):
+            size = len(batch.x) // self.config.accumulate
+            for i in range(self.config.accumulate):
+                part = batch if self.config.accumulate == 1 else batch.take(slice(i * size, (i + 1) * size))
+                with self.where.autocast():
+                    terms = row.loss(part, moment)
+                (terms["loss"].float() / self.config.accumulate).backward()
+                for name, value in terms.items():
+                    share = value.detach().float() / self.config.accumulate
+                    found[prefix + name] = found[prefix + name] + share if prefix + name in found else share
+            if config.clip is not None:
+                found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        return found
+
+    def look(self) -> dict[str, float]:
+        """Means of all terms since the last look; a term that is not finite is `Diverged`, named with its step."""
+        sums: dict[str, list[float]] = {}
+        for k, terms in self.pending:
+            for name, value in terms.items():
+                sums.setdefault(name, []).append(number := float(value))
+                if not math.isfinite(number):
+                    raise Diverged(f"{name} is {number} at step {k}")
+        self.pending.clear()
+        return {name: sum(v) / len(v) for name, v in sums.items()}
+
+    def check(self) -> None:
+        """All weights must be finite before they are saved (a loss can be finite a step longer than the weights)."""
+        for k, terms in self.pending:
+            for name, value in terms.items():
+                if not math.isfinite(float(value)):
+                    raise Diverged(f"{name} is {float(value)} at step {k}")
+        for name, value in self.method.state_dict().items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise Diverged(f"weight {name} is not finite")
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """Everything that a checkpoint holds, as named tensors."""
+        mean = self.average.mean if self.average else {}
+        return {"weights": plain(self.method.state_dict()), "average": mean, "optim": pack(self.opts)}
+
+    def seen(self) -> list[tuple[int, dict[str, float]]]:
+        """The terms not yet looked at, as plain numbers (so that a resumed run logs what an unbroken one would)."""
+        return [(k, {name: float(v) for name, v in terms.items()}) for k, terms in self.pending]
+
+    def restore(self, read: Callable[[str], Mapping[str, Tensor]], seen: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Take back what `groups` and `seen` gave."""
+        self.method.load_state_dict(dict(read("weights")))
+        unpack(self.opts, read("optim"))
+        if self.average is not None:
+            self.average.load(read("average"))
+        self.pending = [(k, {name: torch.tensor(v) for name, v in terms.items()}) for k, terms in seen]
+
+    def sampling(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the method holds the weights that it samples with."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict's tensors by name."""
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -1,0 +1,61 @@
+"""Optimisers from plain configs, learning rates as functions of the step, and optimiser state as named tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..core.recipe import OptConfig
+from ..core.types import Moment
+
+__all__ = ["build", "lr_at", "pack", "unpack"]
+
+
+def build(config: OptConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser, fused where the device has it."""
+    params = list(parameters)
+    fused = all(p.device.type in ("cpu", "cuda") for p in params)
+    if config.kind == "sgd":
+        return torch.optim.SGD(params, config.lr, momentum=config.betas[0], weight_decay=config.weight_decay, fused=fused)
+    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    return kind(params, config.lr, config.betas, config.eps, config.weight_decay, fused=fused)
+
+
+def lr_at(config: OptConfig, moment: Moment) -> float:
+    """Learning rate of a step: linear warm-up over `warmup` of the run, then constant, or down to final * lr by cosine or line.
+
+    With p = step / total and u = (p - warmup) / (1 - warmup): cosine: f + (1 - f)(1 + cos(pi u))/2; linear: 1 - (1 - f) u.
+    """
+    begin = config.warmup * moment.total
+    if moment.step < begin:
+        return config.lr * (moment.step + 1) / math.ceil(begin)
+    u = (moment.step - begin) / max(moment.total - begin, 1)
+    if config.decay == "cosine":
+        return config.lr * (config.final + (1 - config.final) * (1 + math.cos(math.pi * u)) / 2)
+    if config.decay == "linear":
+        return config.lr * (1 - (1 - config.final) * u)
+    return config.lr
+
+
+def pack(opts: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of all optimisers as named tensors: '<optimiser>.<parameter number>.<state name>'."""
+    found = {}
+    for name, opt in opts.items():
+        for i, state in opt.state_dict()["state"].items():
+            for kind, value in state.items():
+                if value is not None:
+                    found[f"{name}.{i}.{kind}"] = torch.as_tensor(value)
+    return found
+
+
+def unpack(opts: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Give the optimisers the state that `pack` took."""
+    states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in opts}
+    for key, value in tensors.items():
+        name, i, kind = key.rsplit(".", 2)
+        states[name].setdefault(int(i), {})[kind] = value
+    for name, opt in opts.items():
+        opt.load_state_dict({"state": states[name], "param_groups": opt.state_dict()["param_groups"]})

@@ -1,0 +1,237 @@
+"""The pictures of a report: one small function a panel, from a ReportContext to HTML, "" where the method cannot do it.
+
+A method is known by its protocols only. All panels together draw at most about 100 samples, with the method's default steps.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+from html import escape
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pixelkiln.core.images import from_uint8, grid, png_bytes, to_uint8
+from pixelkiln.core.protocols import Codec, Denoiser, Latent, Method
+from pixelkiln.core.rng import permutation
+from pixelkiln.core.types import Ability, Condition, Request
+
+from .sample import seeds_for, slerp
+
+__all__ = [
+    "Drawn",
+    "Extractor",
+    "Images",
+    "Panel",
+    "ReportContext",
+    "edits_panel",
+    "figure",
+    "history_panel",
+    "reconstructions_panel",
+    "samples_panel",
+    "strip_panel",
+    "undisturbed",
+    "walk_panel",
+]
+
+SAMPLES, ROWS, PER_ROW = 60, 15, 8  # samples by class: at most ROWS classes of at most PER_ROW
+EDITS, CODED, STRIP, MOMENTS, WALKS, WALK_STEPS, TIMES = 8, 8, 4, 9, 3, 8, 8
+CHUNK = 32  # samples drawn at a time
+
+
+class Images(Protocol):
+    """What a report needs of a data set: images uint8 (N, C, H, W), labels (N,) int64 or None, names of classes, its name and split."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor | None: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def split(self) -> str: ...
+
+
+class Extractor(Protocol):
+    """Features (N, F) of uint8 images (N, C, H, W)."""
+
+    def features(self, images: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Samples uint8 (N, C, H, W), the class of each (or nothing), and the source images of an editing method."""
+
+    images: Tensor
+    labels: Tensor | None
+    sources: Tensor | None
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """All that a report is made of. records: rows of metrics.jsonl. history: (step, picture uint8 (C, H, W)) of the same seeds.
+
+    evaluation: {"metrics": [{"name", "value", "floor", "protocol"}], "warnings": [...]}.
+    Samples have the seeds of `pixelkiln sample --seed`. autocast: the precision in which the method runs.
+    """
+
+    method: Method
+    train: Images
+    test: Images
+    facts: Mapping[str, str]
+    records: Sequence[Mapping[str, Any]]
+    history: Sequence[tuple[int, Tensor]]
+    evaluation: Mapping[str, Any] | None
+    extractor: Extractor | None
+    seed: int
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that the method can be asked for, at most 15 of them; () without."""
+        return self.method.info.classes[:ROWS] if Ability.LABEL in self.method.abilities else ()
+
+    @cached_property
+    def drawn(self) -> Drawn:
+        """The samples that several panels show: some of each class, row by row, or edits of test images."""
+        if Ability.SOURCE in self.method.abilities:
+            cond, n = self.condition(EDITS), min(EDITS, len(self.test.images))
+        else:
+            per_row = min(PER_ROW, SAMPLES // max(len(self.classes), 1))
+            n = per_row * len(self.classes) or 6 * PER_ROW
+            cond = self.condition(n, torch.arange(n) // per_row)
+        request = Request(seeds_for(self.seed, n), cond)
+        parts = [self.sample(request.take(slice(k, k + CHUNK))) for k in range(0, n, CHUNK)]
+        return Drawn(torch.cat(parts), cond.label, None if cond.source is None else to_uint8(cond.source))
+
+    def sample(self, request: Request) -> Tensor:
+        """Samples, uint8 (n, C, H, W)."""
+        with self.autocast():
+            return to_uint8(self.method.sample(replace(request, cond=request.cond.to(self.method.device)))).cpu()
+
+    def condition(self, n: int, labels: Tensor | None = None) -> Condition:
+        """What n samples are asked for: these classes (0, 1, ... by default) where the method takes any, test images where it edits."""
+        if Ability.SOURCE in self.method.abilities:
+            rows = self.pick(self.test, n)
+            given = None if self.test.labels is None or not self.classes else self.test.labels[rows].cpu()
+            return Condition(label=given, source=from_uint8(self.test.images[rows].cpu()))
+        if not self.classes:
+            return Condition()
+        return Condition(label=torch.arange(n) % len(self.classes) if labels is None else labels)
+
+    def pick(self, data: Images, n: int) -> Tensor:
+        """Rows of n images of the data set, (n,) int64, the same for every panel."""
+        return permutation(len(data.images), self.seed, "report", data.split)[:n]
+
+
+Panel = Callable[[ReportContext], str]
+
+
+@contextmanager
+def undisturbed(method: Method) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module's mode and torch's random state are as they were."""
+    modes = [(module, module.training) for module in method.modules()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            method.eval()
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def figure(picture: Tensor, caption: str, alt: str = "") -> str:
+    """A picture uint8 (C, H, W) inside the page, with a caption or words for those who do not see it, both escaped here."""
+    data = base64.b64encode(png_bytes(picture)).decode()
+    size = f'width="{picture.shape[2]}" height="{picture.shape[1]}"'
+    shown = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img src="data:image/png;base64,{data}" {size} alt="{escape(alt)}">{shown}</figure>'
+
+
+def samples_panel(context: ReportContext) -> str:
+    """One row of samples a class, or a plain grid; then real images for comparison."""
+    if Ability.SOURCE in context.method.abilities:
+        return ""
+    images, total = context.drawn.images, len(context.method.info.classes)
+    seeds = f"Seed {context.seed}, nothing selected."
+    if context.classes:
+        rows = zip(context.classes, torch.chunk(images, len(context.classes)), strict=True)
+        shown = [(name, figure(grid(row, len(row)), "", f"samples of {name}")) for name, row in rows]
+        body = "".join(f"<tr><th>{escape(name)}</th><td>{picture}</td></tr>" for name, picture in shown)
+        more = f" The first {len(context.classes)} of {total} classes." if total > len(context.classes) else ""
+        body = f'<table class="rows">{body}</table><p class="note">{seeds}{more}</p>'
+    else:
+        body = figure(grid(images, PER_ROW), seeds)
+    real = context.test.images[context.pick(context.test, 2 * PER_ROW)]
+    return body + figure(grid(real, PER_ROW), f"For comparison: real images of the {context.test.split} split.") if len(real) else body
+
+
+def edits_panel(context: ReportContext) -> str:
+    """For a method that edits: source images above their edits."""
+    if Ability.SOURCE not in context.method.abilities:
+        return ""
+    drawn = context.drawn
+    assert drawn.sources is not None
+    return figure(grid(torch.cat([drawn.sources, drawn.images]), len(drawn.images)), "Above: images of the test split. Below: their edits.")
+
+
+def history_panel(context: ReportContext) -> str:
+    """The same seeds at up to eight moments of training, the first and the last among them."""
+    n = len(context.history)
+    keep = sorted({round(k * (n - 1) / (TIMES - 1)) for k in range(TIMES)}) if n > TIMES else range(n)
+    shown = "".join(figure(picture, f"step {step:,}") for step, picture in (context.history[k] for k in keep))
+    return f'<div class="tiles">{shown}</div>' if shown else ""
+
+
+def strip_panel(context: ReportContext) -> str:
+    """For a Denoiser, or a method that builds on one: its estimate of the finished image along the solver's steps."""
+    method = context.method
+    if not any(isinstance(m, Denoiser) for m in (method, *method.parents.values())):
+        return ""
+    seen: list[Tensor] = []
+    cond = context.condition(STRIP)
+    count = STRIP if cond.source is None else len(cond.source)
+    final = context.sample(Request(seeds_for(context.seed, count), cond, callback=lambda i, n, x0: seen.append(to_uint8(x0).cpu())))
+    if not seen:
+        return ""
+    keep = sorted({round(k * (len(seen) - 1) / (MOMENTS - 1)) for k in range(MOMENTS)})
+    strip = torch.stack([*(seen[k] for k in keep), final], 1)  # (samples, moments, C, H, W)
+    at = ", ".join(str(k + 1) for k in keep)
+    text = f"Left to right: the estimate of the finished image x0 after solver steps {at} of {len(seen)}, and last the sample itself."
+    return figure(grid(strip.flatten(0, 1), strip.shape[1]), text)
+
+
+def reconstructions_panel(context: ReportContext) -> str:
+    """For a Codec: test images above what is left of them after encoding and decoding."""
+    method = context.method
+    if not isinstance(method, Codec) or not len(context.test.images):
+        return ""
+    real = context.test.images[context.pick(context.test, CODED)].cpu()
+    with context.autocast():
+        back = to_uint8(method.decode(method.encode(from_uint8(real).to(method.device)))).cpu()
+    rms = (back.float() - real.float()).square().mean().sqrt().item()
+    text = f"Above: images of the {context.test.split} split. Below: encoded and decoded. Root mean square error {rms:.1f} of 255 levels."
+    return figure(grid(torch.cat([real, back]), len(real)), text)
+
+
+def walk_panel(context: ReportContext) -> str:
+    """For a Latent that does not edit: great-circle walks between pairs of seeds, each within one class."""
+    method = context.method
+    if not isinstance(method, Latent) or Ability.SOURCE in method.abilities:
+        return ""
+    seeds = seeds_for(context.seed, 2 * WALKS)
+    z = method.latents(seeds)  # (2 walks, ...)
+    points = [slerp(z[:WALKS], z[WALKS:], k / (WALK_STEPS - 1)) for k in range(WALK_STEPS)]
+    walks = torch.stack(points, 1).flatten(0, 1).to(method.device)  # (walks * steps, ...)
+    row = torch.arange(WALKS).repeat_interleave(WALK_STEPS)
+    cond = context.condition(len(walks), row % max(len(context.classes), 1)).to(method.device)
+    with context.autocast():
+        images = to_uint8(method.from_latents(walks, Request(seeds_for(context.seed, len(walks)), cond))).cpu()
+    return figure(grid(images, WALK_STEPS), "Each row goes from one random latent to another along a great circle.")

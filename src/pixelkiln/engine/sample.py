@@ -1,0 +1,162 @@
+"""Sampling a trained method: seeds, labels by name, batches, interpolation. Everything returns uint8 images; files are the caller's business."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.config import nearest
+from ..core.images import to_uint8
+from ..core.protocols import Codec, Latent, Method
+from ..core.rng import generator, key
+from ..core.types import Ability, Condition, Request, UserError
+
+from .build import Opened, load_method
+from .where import Where
+
+__all__ = ["Trained", "generate", "labels_for", "load", "preview", "seeds_for", "slerp"]
+
+
+def seeds_for(seed: int, num: int) -> tuple[int, ...]:
+    """The seeds of samples 0..num-1 of an order; another order's seed shares none of them."""
+    return tuple(key(seed, "sample", i) for i in range(num))
+
+
+def labels_for(choice: str | int | Sequence[int | str] | None, classes: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Labels (n,) int64: None = drawn as in the training data (by seed), "all" = every class in turn, else names or numbers in turn."""
+    n = len(seeds)
+    if choice is None:
+        share = torch.tensor(counts, dtype=torch.float64)
+        return torch.stack([torch.multinomial(share, 1, generator=generator(s, "label"))[0] for s in seeds])
+    if choice == "all":
+        return torch.arange(n) % len(classes)
+    parts = [choice] if isinstance(choice, int) else [c.strip() for c in choice.split(",")] if isinstance(choice, str) else list(choice)
+    numbers = [_class_number(part, classes) for part in parts]
+    return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
+
+
+def _class_number(part: int | str, classes: Sequence[str]) -> int:
+    """The number of a class given by name or number."""
+    if isinstance(part, str) and part in classes:
+        return list(classes).index(part)
+    if str(part).isdigit() and int(part) < len(classes):
+        return int(part)
+    if str(part).lstrip("-").isdigit():
+        raise UserError(f"--label {part}: the classes are 0 to {len(classes) - 1}")
+    raise UserError(f"--label {part}: no such class; {nearest(str(part), classes)}")
+
+
+@torch.no_grad()
+def generate(method: Method, request: Request, where: Where, batch: int = 250, done: Callable[[int], None] | None = None) -> Tensor:
+    """Images uint8 (n, C, H, W) for the request, in batches (which change nothing but the time)."""
+    parts = []
+    device = torch.device(where.device)
+    for i in range(0, len(request.seeds), batch):
+        part = request.take(slice(i, i + batch))
+        with where.autocast():
+            parts.append(to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu())
+        if done is not None:
+            done(min(i + batch, len(request.seeds)))
+    return torch.cat(parts)
+
+
+def preview(method: Method, num: int, where: Where) -> Tensor | None:
+    """The same few samples every time it is asked, classes in turn; None for a method that needs a source image."""
+    if Ability.SOURCE in method.abilities:
+        return None
+    classes = method.info.classes
+    labeled = Ability.LABEL in method.abilities and classes
+    cond = Condition(label=torch.arange(num) % len(classes)) if labeled else Condition()
+    return generate(method, Request(seeds_for(0, num), cond), where, batch=num)
+
+
+def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
+    """Spherical interpolation of latents (n, ...) sample by sample: sin((1-w)t)/sin t a + sin(wt)/sin t b, t the angle between them.
+
+    Of two standard normal vectors it keeps the length that normal vectors of this dimension have (White 2016, arXiv 1609.04468).
+    """
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    cos = torch.nn.functional.cosine_similarity(flat_a, flat_b, dim=1).clamp(-1, 1)
+    t = cos.acos()[:, None]
+    near = t.sin() < 1e-6
+    left = torch.where(near, 1 - w, ((1 - w) * t).sin() / t.sin().clamp_min(1e-12))
+    right = torch.where(near, w, (w * t).sin() / t.sin().clamp_min(1e-12))
+    return (left * flat_a + right * flat_b).reshape(a.shape).to(a.dtype)
+
+
+class Trained:
+    """A trained run, ready to be used from Python: `pixelkiln.load("runs/demo").sample(16)`."""
+
+    def __init__(self, method: Method, opened: Opened, where: Where) -> None:
+        self.method, self.opened, self.where = method, opened, where
+        where.place(method)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """recipe.json of the run."""
+        return self.opened.facts
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of its training data."""
+        return self.opened.info.classes
+
+    def condition(self, seeds: Sequence[int], label: Any = None, text: str | None = None, source: Tensor | None = None) -> Condition:
+        """The condition of n samples; labels are drawn as in the training data where none are asked for."""
+        n, method = len(seeds), self.method
+        found: dict[str, Any] = {}
+        if label is not None and not (Ability.LABEL in method.abilities and self.classes):
+            raise UserError(f"{self.opened.run.path} is not conditioned on labels: leave --label out")
+        if Ability.LABEL in method.abilities and self.classes and (label is not None or source is None):
+            found["label"] = labels_for(label, self.classes, self.facts["data"].get("counts") or [1] * len(self.classes), seeds)
+        if text is not None:
+            found["text"] = (text,) * n
+        if source is not None:
+            found["source"] = (source.float() / 127.5 - 1).expand(n, -1, -1, -1) if source.ndim == 3 else source.float() / 127.5 - 1
+        return Condition(**found)
+
+    def request(self, num: int, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, **knobs: Any) -> Request:
+        """The order for `num` samples; knobs: steps, solver, eta, guidance, strength, truncation, callback."""
+        seeds = seeds_for(seed, num)
+        return Request(seeds, self.condition(seeds, label, text, source), **knobs)
+
+    def sample(self, num: int = 64, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, batch: int = 250,
+               done: Callable[[int], None] | None = None, **knobs: Any) -> Tensor:
+        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; source: uint8 (C, H, W) or (num, C, H, W)."""
+        return generate(self.method, self.request(num, seed, label, text, source, **knobs), self.where, batch, done)
+
+    @torch.no_grad()
+    def interpolate(self, frames: int = 16, seed: int = 0, to_seed: int = 1, label: Any = None, images: tuple[Tensor, Tensor] | None = None,
+                    path: str = "slerp") -> Tensor:
+        """Frames uint8 (frames, C, H, W) between the latents of two seeds, or between two images uint8 (C, H, W) where the method encodes."""
+        method = self.method
+        if images is not None:
+            if not isinstance(method, Codec):
+                raise UserError(f"{self.facts['recipe']} cannot encode images: interpolate between seeds (leave the images out)")
+            a, b = (method.encode((i[None].float() / 127.5 - 1).to(self.where.device)) for i in images)
+        elif isinstance(method, Latent):
+            a, b = method.latents(seeds_for(seed, 1)), method.latents(seeds_for(to_seed, 1))
+        else:
+            raise UserError(f"{self.facts['recipe']} has no latent space to interpolate in")
+        mix = slerp if path == "slerp" else torch.lerp
+        weights = torch.linspace(0, 1, frames).tolist()
+        z = torch.cat([mix(a, b, w) for w in weights]).to(self.where.device)
+        with self.where.autocast():
+            if images is not None:
+                x = method.decode(z)  # type: ignore[attr-defined]
+            else:
+                seeds = seeds_for(seed, 1) * frames
+                cond = self.condition(seeds, label).to(torch.device(self.where.device))
+                x = method.from_latents(z, Request(seeds, cond))  # type: ignore[attr-defined]
+        return to_uint8(x.float().clamp(-1, 1)).cpu()
+
+
+def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None) -> Trained:
+    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library."""
+    method, opened = load_method(run, recipe, parents)
+    return Trained(method, opened, Where.choose(device, precision))

@@ -1,0 +1,179 @@
+"""The variational autoencoder (Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv 1312.6114).
+
+Idea: a decoder turns z ~ N(0, I) into the parameters of a distribution p(x|z) over images, and an encoder turns an image into
+q(z|x) = N(mu(x), sigma^2(x)), a guess at which z it came from. Both are trained to raise the evidence lower bound (eq. 3)
+
+    log p(x) >= L(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)),
+
+with z = mu + sigma * eps, so that the gradient flows through the sample (section 2.4, eq. 10). Terms are summed over pixels and
+latent units and averaged over the batch, in nats; `beta` (Higgins et al. 2017) weighs the KL in those units, at any resolution.
+
+Likelihoods: `bernoulli` models dynamically binarized images (every step draws its own), `gaussian` the density of dequantized 8-bit
+images, `logistic` the 256 levels themselves; the last two with one learned scale per channel. Samples are decoder means, not draws
+from p(x|z). The test score is the importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from ..core import rng
+from ..core.protocols import Codec, Latent, Likelihood, Method, Score, Update
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.types import Batch, DataInfo, Moment, Request, UserError
+from ..nets.convae import ConvDecoder, ConvEncoder
+from ..nets.mlp import MLPDecoder, MLPEncoder
+from ..objectives import likelihoods as lik
+from ..objectives import variational as vi
+
+__all__ = ["VAE", "Config", "vae", "vae_mlp"]
+
+CHUNK = 2048  # images decoded at once for the importance-weighted bound
+SCALE_SPEED = 10.0  # the log-scales learn so many times faster than the weights
+
+
+@dataclass(frozen=True)
+class Config:
+    """A VAE. beta weighs the KL in ELBO units, and rises to its value over the first `warmup` of training."""
+
+    latent: int = 20  # units of z
+    net: Literal["mlp", "conv"] = "conv"
+    width: int = 32  # mlp: hidden units; conv: channels of the largest map
+    depth: int = 0  # mlp: hidden layers; conv: residual blocks at every size
+    hidden: int = 256  # conv: units of the layer next to z
+    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "logistic"
+    beta: float = 1.0
+    warmup: float = 0.0
+    free_bits: float = 0.0  # nats per latent unit that cost the same whether used or not
+
+
+@final
+class Decoder(nn.Module):
+    """z (B, J) to the parameters of p(x|z): `net(z)`, logits or means (B, C, H, W), and one log-scale per channel where there is one."""
+
+    def __init__(self, net: nn.Module, channels: int | None) -> None:
+        super().__init__()
+        self.net = net
+        self.raw_scale = None if channels is None else nn.Parameter(torch.full((channels, 1, 1), -1.0 / SCALE_SPEED))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        scale = None if self.raw_scale is None else lik.soft_floor(self.raw_scale.float() * SCALE_SPEED)
+        return self.net(z).float(), scale
+
+
+@final
+class VAE(Method, Codec, Latent, Likelihood):
+    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z)."""
+
+    averaged = ("encoder", "decoder")
+
+    def __init__(self, info: DataInfo, config: Config, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__(info, parents)
+        if config.latent < 1 or config.beta < 0 or config.free_bits < 0:
+            raise UserError("a VAE needs --model.latent of at least 1, and --model.beta and --model.free_bits of at least 0")
+        self.config = config
+        shape, c = info.shape, config
+        if c.net == "mlp":
+            self.encoder: nn.Module = MLPEncoder(shape, 2 * c.latent, c.width, c.depth)
+            net: nn.Module = MLPDecoder(c.latent, shape, c.width, c.depth)
+        else:
+            self.encoder = ConvEncoder(shape, 2 * c.latent, c.width, c.depth, c.hidden)
+            net = ConvDecoder(c.latent, shape, c.width, c.depth, c.hidden)
+        self.decoder = Decoder(net, None if c.likelihood == "bernoulli" else shape.channels)
+
+    def updates(self) -> Sequence[Update]:
+        return (Update("elbo", ("encoder", "decoder"), self.loss, opt="main"),)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """mu and log sigma^2 of q(z|x), (B, J) each, for what `observed` returns."""
+        mean, log_var = self.encoder(x).float().chunk(2, dim=1)
+        return mean, log_var.clamp(-30, 20)
+
+    def observed(self, x: Tensor, u: Tensor) -> Tensor:
+        """The images that the likelihood models, in [-1, 1], made of 8-bit images x and uniform u (both (B, C, H, W))."""
+        match self.config.likelihood:
+            case "bernoulli":
+                return 2 * lik.binarize(x, u) - 1
+            case "gaussian":
+                return lik.dequantize(x, u)
+        return x
+
+    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z), (B,), for what `observed` returns and z (B, J)."""
+        out, log_scale = self.decoder(z)
+        match self.config.likelihood:
+            case "bernoulli":
+                return lik.bernoulli_log_prob((x + 1) / 2, out)
+            case "gaussian":
+                return lik.gaussian_log_prob(x, out, log_scale)
+        return lik.logistic_log_prob(x, out, log_scale)
+
+    def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        """-L(x) averaged over the batch, in nats, with `beta`, warm-up and free bits; `rec` and `kl` are the plain terms."""
+        c = self.config
+        x = self.observed(batch.x, torch.rand_like(batch.x))
+        mean, log_var = self.posterior(x)
+        z = vi.reparameterize(mean, log_var, torch.randn_like(mean))
+        rec = -self.log_likelihood(x, z).mean()
+        kl = vi.kl_per_unit(mean, log_var)  # (B, J)
+        cost = c.beta * vi.warmed_up(moment.progress, c.warmup) * (vi.free_bits(kl, c.free_bits) if c.free_bits else kl.sum(1).mean())
+        terms = {"loss": rec + cost, "rec": rec, "kl": kl.sum(1).mean(), "kl_unit_max": kl.mean(0).max(), "active_units": vi.active_units(mean)}
+        if self.per_dim is not None:
+            terms["bits_per_dim"] = lik.bits_per_dim(-(rec + terms["kl"]), self.shape.numel, self.per_dim)
+        return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
+
+    @property
+    def per_dim(self) -> float | None:
+        """What turns nats into a probability of 8-bit images, per dimension; None for binarized images."""
+        return {"bernoulli": None, "gaussian": math.log(2 / 255), "logistic": 0.0}[self.config.likelihood]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Posterior means (B, J)."""
+        return self.posterior(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Decoder means (B, C, H, W) in [-1, 1] for z (B, J)."""
+        out, _ = self.decoder(z)
+        return 2 * torch.sigmoid(out) - 1 if self.config.likelihood == "bernoulli" else out.clamp(-1, 1)
+
+    def latents(self, seeds: Sequence[int]) -> Tensor:
+        return rng.noise(rng.streams(seeds, "latent"), (self.config.latent,), self.device)
+
+    def from_latents(self, z: Tensor, request: Request) -> Tensor:
+        return self.decode(z)
+
+    def draw(self, request: Request) -> Tensor:
+        """Decoder means for z ~ N(0, I)."""
+        return self.decode(self.latents(request.seeds))
+
+    @torch.no_grad()
+    def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
+        """The bound log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x), K = samples, for images x (B, C, H, W) in [-1, 1].
+
+        gen draws the binarization or dequantization, then z. (Burda et al. 2016, eq. 8.)
+        """
+        x = self.observed(x, torch.rand(x.shape, generator=gen).to(x))
+        mean, log_var = self.posterior(x)
+        step = max(1, CHUNK // len(x))
+        parts = [self._log_weights(x, mean, log_var, min(step, samples - k), gen) for k in range(0, samples, step)]
+        of = {
+            "bernoulli": "dynamically binarized images",
+            "gaussian": "density of uniformly dequantized 8-bit images",
+            "logistic": "8-bit images",
+        }
+        return Score(vi.importance_bound(torch.cat(parts)), "bound", of[self.config.likelihood], self.per_dim)
+
+    def _log_weights(self, x: Tensor, mean: Tensor, log_var: Tensor, k: int, gen: torch.Generator) -> Tensor:
+        """log p(x|z) + log p(z) - log q(z|x) for k samples z of q(z|x), (k, B)."""
+        eps = torch.randn((k, *mean.shape), generator=gen).to(mean)
+        z = vi.reparameterize(mean, log_var, eps)  # (k, B, J)
+        xs = x.expand(k, *x.shape).flatten(0, 1)  # (k B, C, H, W)
+        log_p_x = self.log_likelihood(xs, z.flatten(0, 1)).unflatten(0, (k, len(x)))
+        prior = vi.log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
+        return log_p_x + prior - vi.log_normal(z, mean, log_var)

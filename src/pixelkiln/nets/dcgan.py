@@ -1,0 +1,102 @@
+"""The all-convolutional generator and discriminator of DCGAN. n images, C channels, H x W pixels, d latent, w width."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..core.types import ImageShape, UserError
+
+__all__ = ["Discriminator", "Generator", "stem", "with_standing_stats"]
+
+
+def stem(shape: ImageShape) -> tuple[int, int, int]:
+    """The grid that doubling starts from and the number of doublings, (h, w, k): H = h 2^k and W = w 2^k with k the largest
+    that leaves h, w >= 4 (64 = 4 * 2^4, 28 = 7 * 2^2). Raises `UserError` where no doubling is possible."""
+    h, w, k = shape.height, shape.width, 0
+    while h % 2 == 0 and w % 2 == 0 and min(h, w) >= 8:
+        h, w, k = h // 2, w // 2, k + 1
+    if k == 0:
+        raise UserError(f"dcgan cannot make images of {shape.height}x{shape.width}: give --data.resolution 32 or another multiple of 8")
+    return h, w, k
+
+
+def init_weights(net: nn.Module) -> None:
+    """Weights ~ N(0, 0.02), normalisation gains ~ N(1, 0.02), biases 0 (Radford et al. 2016, section 4)."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 1.0, 0.02)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.normal_(module.weight, 0.0, 0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+class Generator(nn.Module):
+    """z (n, d) -> images (n, C, H, W) in [-1, 1]: strided transposed convolutions, BatchNorm but at the output, ReLU, tanh.
+
+    `width` is the number of channels at half the resolution; it doubles at each lower one. Radford et al. 2016, figure 1.
+    """
+
+    def __init__(self, shape: ImageShape, latent: int, width: int) -> None:
+        super().__init__()
+        h, w, k = stem(shape)
+        top = width * 2 ** (k - 1)
+        self.grid = (h, w, top)
+        self.stem = nn.Linear(latent, h * w * top, bias=False)  # a transposed convolution of a 1 x 1 image
+        blocks: list[nn.Module] = [nn.BatchNorm2d(top), nn.ReLU(inplace=True)]
+        for i in reversed(range(k - 1)):
+            c = width * 2**i
+            blocks += [nn.ConvTranspose2d(2 * c, c, 4, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
+        blocks += [nn.ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
+        self.blocks = nn.Sequential(*blocks)
+        init_weights(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z (n, d) -> x (n, C, H, W)."""
+        h = self.stem(z).unflatten(1, self.grid).permute(0, 3, 1, 2)  # (n, top, h, w), already channels last
+        return self.blocks(h)
+
+
+class Discriminator(nn.Module):
+    """Images (n, C, H, W) in [-1, 1] -> logits (n,): strided convolutions, BatchNorm but at the input, LeakyReLU 0.2.
+
+    Real and generated images go through it in separate calls, so that their batch statistics do not mix.
+    """
+
+    def __init__(self, shape: ImageShape, width: int) -> None:
+        super().__init__()
+        h, w, k = stem(shape)
+        blocks: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        for i in range(k - 1):
+            c = width * 2**i
+            blocks += [nn.Conv2d(c, 2 * c, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * c), nn.LeakyReLU(0.2, inplace=True)]
+        self.blocks = nn.Sequential(*blocks, nn.Conv2d(width * 2 ** (k - 1), 1, (h, w)))
+        init_weights(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, C, H, W) -> logits (n,)."""
+        return self.blocks(x).flatten()
+
+
+def with_standing_stats(net: nn.Module, z: Tensor, reference: Tensor) -> Tensor:
+    """net(z) with every BatchNorm's statistics measured on the reference latents (m, d): "standing statistics".
+
+    They belong to the very weights that draw (running ones lag behind, and do not fit averaged weights at all), and row i
+    depends on z[i] alone. The net, its own buffers included, is left as it was; gradients flow to z. (Brock et al. 2019,
+    arXiv 1809.11096, appendix B, for the need of them.)
+    """
+    stats = {name: torch.zeros_like(buffer) for name, buffer in net.named_buffers()}
+    momenta = {f"{name}.": m.momentum for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    training = net.training
+    try:
+        with torch.no_grad():
+            functional_call(net.train(), stats, (reference,))  # from zero, one call leaves momentum * statistic
+            for prefix, momentum in momenta.items():
+                stats[prefix + "running_mean"] /= momentum
+                stats[prefix + "running_var"] /= momentum
+        return functional_call(net.eval(), stats, (z,))
+    finally:
+        net.train(training)

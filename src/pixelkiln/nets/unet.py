@@ -1,0 +1,122 @@
+"""The U-Net of diffusion models: residual blocks, attention at the coarse levels, and one vector that scales and shifts every block.
+
+Ho et al. 2020 (arXiv 2006.11239, appendix B) with the scale-shift conditioning of Nichol and Dhariwal 2021 (arXiv 2102.09672,
+section 3). Images may be cut into patches first (pixel_unshuffle): the same depth at a quarter of the arithmetic.
+
+Legend: B batch, C channels, H W height and width of a level, D the vector's dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.attention import SelfAttention2d
+from ..layers.embed import sinusoidal
+
+__all__ = ["UNet", "UNetConfig"]
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Size of a U-Net. Level i works at 1 / (patch * 2^i) of the resolution with width * mults[i] channels."""
+
+    width: int = 64
+    mults: tuple[int, ...] = (1, 2)
+    blocks: int = 2  # residual blocks a level (one more on the way up)
+    attention: tuple[int, ...] = (1,)  # levels with self-attention
+    patch: int = 1  # side of the patches that become channels
+    dropout: float = 0.0
+
+    @property
+    def multiple(self) -> int:
+        """What the image's sides must be a multiple of."""
+        return self.patch * 2 ** (len(self.mults) - 1)
+
+
+def zeros(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution that starts at zero."""
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def groups(channels: int) -> int:
+    """Groups of GroupNorm: 32 at most, of 8 channels or more."""
+    return max(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= min(8, channels))
+
+
+class Block(nn.Module):
+    """Residual block: h = conv(silu(norm x)); h = conv(silu(norm(h) (1 + scale) + shift)); skip(x) + h."""
+
+    def __init__(self, c_in: int, c_out: int, dim: int, dropout: float, attend: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups(c_in), c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.affine = nn.Linear(dim, 2 * c_out)
+        self.norm2 = nn.GroupNorm(groups(c_out), c_out, affine=False)
+        self.dropout = dropout
+        self.conv2 = zeros(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+        self.attend = SelfAttention2d(c_out) if attend else nn.Identity()
+
+    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+        """x (B, C_in, H, W), vec (B, D) -> (B, C_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.affine(vec)[:, :, None, None].chunk(2, dim=1)  # (B, C_out, 1, 1) each
+        h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        h = self.conv2(F.dropout(h, self.dropout, self.training))
+        return self.attend(self.skip(x) + h)
+
+
+class UNet(nn.Module):
+    """F(x, t, vec): noisy images, times and a condition vector to what the parameterisation predicts, in the images' shape."""
+
+    def __init__(self, channels: int, dim: int, config: UNetConfig) -> None:
+        super().__init__()
+        self.config, self.dim = config, dim
+        widths = [config.width * m for m in config.mults]
+        raw = channels * config.patch**2
+        self.time = nn.Sequential(nn.Linear(config.width, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.stem = nn.Conv2d(raw, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, c = [widths[0]], widths[0]
+        for i, width in enumerate(widths):
+            if i:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+            for _ in range(config.blocks):
+                self.down.append(Block(c, width, dim, config.dropout, i in config.attention))
+                c = width
+                skips.append(c)
+        last = len(widths) - 1
+        self.middle = nn.ModuleList([Block(c, c, dim, config.dropout, last in config.attention), Block(c, c, dim, config.dropout, False)])
+        for i, width in reversed(list(enumerate(widths))):
+            for _ in range(config.blocks + 1):
+                self.up.append(Block(c + skips.pop(), width, dim, config.dropout, i in config.attention))
+                c = width
+            if i:
+                self.up.append(nn.Conv2d(c, c, 3, padding=1))
+        self.norm = nn.GroupNorm(groups(c), c)
+        self.head = zeros(nn.Conv2d(c, raw, 3, padding=1))
+
+    def forward(self, x: Tensor, t: Tensor, vec: Tensor) -> Tensor:
+        """x (B, C, H, W), t (B,) in [0, 1], vec (B, D) -> (B, C, H, W)."""
+        vec = F.silu(self.time(sinusoidal(1000 * t, self.config.width)) + vec)  # (B, D)
+        h = self.stem(F.pixel_unshuffle(x, self.config.patch).contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, vec) if isinstance(layer, Block) else layer(h)
+            skips.append(h)
+        for block in self.middle:
+            h = block(h, vec)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = layer(torch.cat([h, skips.pop()], dim=1), vec)
+            else:
+                h = layer(F.interpolate(h, scale_factor=2, mode="nearest"))
+        h = self.head(F.silu(self.norm(h)))
+        return F.pixel_shuffle(h, self.config.patch)

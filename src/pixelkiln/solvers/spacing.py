@@ -1,0 +1,63 @@
+"""Where the noise levels of n steps lie: (n + 1,) float64, falling strictly, the last one 0; n evaluations for every n >= 1.
+
+Levels are real numbers, never rounded to the steps of a training table (rounded ones collapse to duplicates).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..core.types import UserError
+from ..processes import GaussianPath
+
+__all__ = ["Spacing", "karras", "log_linear", "spaced", "uniform_time"]
+
+Spacing = Literal["karras", "time", "loglinear"]
+
+
+def karras(n: int, s_min: float, s_max: float, rho: float = 7.0) -> Tensor:
+    """Uniform in s^(1/rho) from s_max to s_min, then 0 (Karras et al. 2022, arXiv 2206.00364, eq. 5)."""
+    ramp = _ramp(n)
+    s = (s_max ** (1 / rho) + ramp * (s_min ** (1 / rho) - s_max ** (1 / rho))) ** rho
+    return _ended(s.clamp(s_min, s_max))
+
+
+def log_linear(n: int, s_min: float, s_max: float) -> Tensor:
+    """Uniform in lambda = -log s from s_max to s_min, then 0 (Lu et al. 2022, arXiv 2206.00927, section 3.4)."""
+    s = torch.exp(math.log(s_max) + _ramp(n) * math.log(s_min / s_max))
+    return _ended(s.clamp(s_min, s_max))
+
+
+def uniform_time(n: int, ratio: Callable[[Tensor], Tensor], t_max: float = 1.0) -> Tensor:
+    """s = ratio(t) at t_i = t_max (n - i) / n, i = 0..n: "trailing" spacing, which starts at the highest noise for every n.
+
+    ratio: times (n,) float64 -> noise levels, rising.
+    """
+    _ramp(n)
+    t = t_max * torch.arange(n, 0, -1, dtype=torch.float64) / n
+    return _ended(ratio(t))
+
+
+def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
+    """Levels of n steps over the whole range of a path, spaced as a solver wants them; (n + 1,) float64."""
+    if spacing == "karras":
+        return karras(n, path.s_min, path.s_max)
+    if spacing == "loglinear":
+        return log_linear(n, path.s_min, path.s_max)
+    return uniform_time(n, path.ratio, path.t_max)
+
+
+def _ramp(n: int) -> Tensor:
+    """0..1 in n points (n = 1: just 0); UserError for n < 1."""
+    if n < 1:
+        raise UserError(f"cannot sample in {n} steps: give 1 or more")
+    return torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
+
+
+def _ended(s: Tensor) -> Tensor:
+    return torch.cat([s, s.new_zeros(1)])
