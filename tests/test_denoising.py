@@ -21,7 +21,9 @@ def test_min_snr_has_the_papers_three_forms():
     for snr in SNR.tolist():
         expect = {"x0": min(snr, g), "eps": min(snr, g) / snr, "v": min(snr, g) / (snr + 1)}
         for kind in KINDS:
-            assert loss_weight(kind, "min-snr", torch.tensor([snr], dtype=torch.float64), g).item() == pytest.approx(expect[kind], rel=1e-12)
+            assert loss_weight(kind, "min-snr", torch.tensor([snr], dtype=torch.float64), g).item() == pytest.approx(
+                expect[kind], rel=1e-12
+            )
 
 
 def test_min_snr_caps_from_above():
@@ -46,14 +48,16 @@ def test_one_weighting_is_the_same_loss_in_every_parameterization(weighting: str
     as_kind = {"x0": lambda xt: guess, "eps": lambda xt: to_eps("x0", guess, xt, a, s), "v": lambda xt: to_v("x0", guess, xt, a, s)}
     losses = [denoising_loss(lambda xt, t, f=as_kind[k]: f(xt), x0, eps, t, path, k, weighting) for k in KINDS]
     assert losses[0].shape == (32,)
-    assert torch.allclose(losses[0], losses[1], rtol=1e-4) and torch.allclose(losses[0], losses[2], rtol=1e-4)
+    assert torch.allclose(losses[0], losses[1], rtol=1e-4)
+    assert torch.allclose(losses[0], losses[2], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "weighting"), list(itertools.product(KINDS, WEIGHTINGS)))
 def test_zero_and_infinite_snr(kind: str, weighting: str):
     zero, inf = loss_weight(kind, weighting, torch.tensor([0.0, torch.inf])).tolist()
     assert zero == 1  # never 0 / 0, never 0: the first sampling step starts there
-    assert inf >= 0 and (inf < torch.inf or (kind, weighting) == ("x0", "snr"))
+    assert inf >= 0
+    assert inf < torch.inf or (kind, weighting) == ("x0", "snr")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,7 +72,8 @@ def test_loss_is_the_mean_over_the_image_and_nothing_over_the_batch(kind: str):
         return out
 
     loss = denoising_loss(predict, x0, eps, t, path, kind, "min-snr", gamma=3.0)
-    assert loss.dtype == torch.float32 and torch.equal(seen[1], t)
+    assert loss.dtype == torch.float32
+    assert torch.equal(seen[1], t)
     for i in range(4):
         a, s = path.alpha(t[i]).item(), path.sigma(t[i]).item()
         assert torch.allclose(seen[0][i], a * x0[i] + s * eps[i], atol=1e-6)
@@ -98,4 +103,5 @@ def test_low_precision_output_gives_a_float32_loss_with_gradient():
     v = target("v", x0, eps, path.alpha(t), path.sigma(t))
     assert torch.allclose(loss, v.square().mean((1, 2, 3)), rtol=1e-5)
     loss.mean().backward()
-    assert w.grad is not None and w.grad.abs().item() > 0
+    assert w.grad is not None
+    assert w.grad.abs().item() > 0

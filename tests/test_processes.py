@@ -56,7 +56,8 @@ def test_alpha_and_sigma_keep_the_variance_and_agree_with_ratio_and_snr(path: Ga
     assert torch.allclose(path.log_snr(t), (a**2 / s**2).log(), rtol=1e-13, atol=1e-13)
     assert torch.allclose(path.snr(t), a**2 / s**2, rtol=1e-13, atol=0)
     assert (path.ratio(t).diff() > 0).all()
-    assert path.sigma(f64(0.0)).item() == 0 and path.alpha(f64(0.0)).item() == 1
+    assert path.sigma(f64(0.0)).item() == 0
+    assert path.alpha(f64(0.0)).item() == 1
 
 
 @paths
@@ -111,8 +112,10 @@ def test_conversions_hold_for_paths_that_do_not_keep_the_variance():
     a, s = f64(0.75, 0.5), f64(0.25, 0.5)
     xt = a * x0 + s * eps
     v = a * eps - s * x0
-    assert torch.allclose(to_x0("v", v, xt, a, s), x0) and torch.allclose(to_eps("v", v, xt, a, s), eps)
-    assert torch.allclose(to_v("eps", eps, xt, a, s), v) and torch.allclose(to_v("x0", x0, xt, a, s), v)
+    assert torch.allclose(to_x0("v", v, xt, a, s), x0)
+    assert torch.allclose(to_eps("v", v, xt, a, s), eps)
+    assert torch.allclose(to_v("eps", eps, xt, a, s), v)
+    assert torch.allclose(to_v("x0", x0, xt, a, s), v)
 
 
 @paths
@@ -141,7 +144,8 @@ def test_times_are_one_in_each_stratum_and_uniform():
     assert cell.sort().values.tolist() == list(range(1000))
     assert cell.tolist() != list(range(1000))  # otherwise the first images of a batch would always get the least noise
     draws = torch.stack([times(4, 1.0, 0.0) for _ in range(2000)])[:, 0]
-    assert draws.mean().item() == pytest.approx(0.5, abs=0.02) and draws.var().item() == pytest.approx(1 / 12, abs=0.005)
+    assert draws.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert draws.var().item() == pytest.approx(1 / 12, abs=0.005)
     torch.manual_seed(3)
     a = times(8, 1.0)
     torch.manual_seed(3)

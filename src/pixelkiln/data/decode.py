@@ -38,7 +38,7 @@ class Encoded(NamedTuple):
 
 
 def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
-    """One image as uint8 (H, W, C), C = 1 or 3: upright (EXIF), on white where transparent; cropped and resized if `config` sets a resolution.
+    """One image as uint8 (H, W, C), C = 1 or 3: upright (EXIF), on white where transparent, and cropped and resized to a resolution.
 
     Errors: `UserError` where it is no image, of another format, broken, or larger than MAX_PIXELS.
     """

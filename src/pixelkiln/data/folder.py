@@ -43,7 +43,7 @@ def _images(folder: Path) -> list[Path]:
         for name in files:
             end = os.path.splitext(name)[1].lower()
             if end in NOT_READ and not name.startswith("."):
-                raise UserError(f"{os.path.join(base, name)}: {end[1:]} is not supported: convert it to PNG, JPEG, WebP or BMP, or remove it")
+                raise UserError(f"{Path(base, name)}: {end[1:]} is not supported: convert it to PNG, JPEG, WebP or BMP, or remove it")
             if end in READ and not name.startswith("."):
                 found.append(Path(base, name))
     return sorted(found)
@@ -92,7 +92,7 @@ def _described(path: Path) -> list[Entry]:
             raise UserError(f"{path} line {number}: label {label!r} is neither a string nor an integer")
         if not isinstance(text, str | None):
             raise UserError(f"{path} line {number}: text {text!r} is not a string")
-        numeric = numeric and (label is None or isinstance(label, str) and label.isascii() and label.isdigit())
+        numeric = numeric and (label is None or (isinstance(label, str) and label.isascii() and label.isdigit()))
         entries.append(Entry(image, label, text))
     if path.suffix == ".csv" and numeric:  # CSV has strings only
         entries = [entry._replace(label=None if entry.label is None else int(entry.label)) for entry in entries]

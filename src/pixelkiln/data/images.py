@@ -1,4 +1,4 @@
-"""The record that every source ends up as: one uint8 tensor of images with labels, captions and maps; and how labels and splits are read."""
+"""The record that every source ends up as: one uint8 tensor of images with labels, captions and maps; how labels and splits are made."""
 
 from __future__ import annotations
 

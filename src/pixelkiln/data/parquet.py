@@ -139,10 +139,7 @@ def open_parquet(path: Path, config: DataConfig, split: Split) -> ImageSet:
     if num_train == 0:
         raise UserError(f"{path} holds no rows: name a file that does")
     files, start = (test, num_train) if test and split == "test" else (train, 0)  # start: where these files begin among the labels
-    if test:
-        rows = torch.arange(num_train if files is train else num_test)
-    else:
-        rows = hold_out(num_train, split, str(path))
+    rows = torch.arange(num_train if files is train else num_test) if test else hold_out(num_train, split, str(path))
     items, texts = _encoded(files, columns.image), _texts(columns, files)
     return ImageSet(
         decode_all([items[i] for i in rows.tolist()], config),

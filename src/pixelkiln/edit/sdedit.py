@@ -48,7 +48,7 @@ class SDEdit(Method):
     """Editing with a trained denoiser as the parent "base", and nothing to train; it takes what the parent takes, and a source."""
 
     abilities = OWN | PASSED_ON
-    roles = {"base": Denoiser}
+    roles: Mapping[str, type] = {"base": Denoiser}
 
     def __init__(self, info: DataInfo, config: SDEditConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
@@ -66,8 +66,8 @@ class SDEdit(Method):
         strength = self.config.strength if request.strength is None else request.strength
         name, steps = request.solver or self.config.solver, self.config.steps if request.steps is None else request.steps
         chosen = solver(name)
-        if request.eta is not None and not (chosen.eta and 0 <= request.eta <= 1):
-            raise UserError(f"eta {request.eta} does not fit the solver {name!r}: use --solver ddim with an eta in [0, 1], or leave it out")
+        if request.eta is not None and not chosen.eta:
+            raise UserError(f"solver {name!r} does not take eta: use --solver ddim, or leave eta out")
         sigmas = levels_below(base, strength, steps, name)
         gens = streams(request.seeds, "noise")
         x = source + float(sigmas[0]) * noise(gens, tuple(base.shape), self.device)

@@ -10,10 +10,10 @@ __all__ = ["chart", "number", "ticks"]
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 360, 200
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 8, 32
+LEFT, RIGHT, TOP, BOTTOM = 54, 16, 8, 32
 COLORS = 5
 RAW, SMOOTH = 400, 50  # points drawn of the raw curve (faint) and of its local means (bold)
-LOG_FROM = 30.0  # a positive curve that spans more than this ratio gets a logarithmic axis
+LOG_FROM, LOG_TO = 30.0, 1e6  # positive curves whose largest and smallest values have a ratio in between get a logarithmic axis
 
 
 def number(value: object) -> str:
@@ -40,7 +40,7 @@ def _short(value: float) -> str:
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
-    return f"{value:.4g}" if abs(value) > 1e-12 else "0"
+    return f"{value:.4g}".replace("e-0", "e-") if abs(value) > 1e-12 else "0"
 
 
 def _means(points: Points, bins: int) -> list[tuple[float, float]]:
@@ -73,17 +73,17 @@ def _line(points: Points, style: str) -> str:
     if len(points) == 1:
         (x, y) = points[0]
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="dot {style}"/>'
-    return f'<polyline class="{style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+    return f'<polyline class="{style}" fill="none" stroke="currentColor" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
 
 
 def chart(title: str, lines: Mapping[str, Points], unit: str = "", x_unit: str = "step") -> str:
     """One figure: named curves of finite (x, y) points over common axes, with the last value of each in the legend.
 
-    A range of more than 30 to 1 of positive values is drawn on a logarithmic axis, and the title says so.
+    Positive values over a range of 30 to a million are drawn on a logarithmic axis, and the title says so.
     """
     assert lines and all(lines.values()), "a chart needs at least one point in each line"
     values = [y for points in lines.values() for _, y in points]
-    log = min(values) > 0 and max(values) / min(values) > LOG_FROM
+    log = min(values) > 0 and LOG_FROM < max(values) / min(values) < LOG_TO
 
     def level(y: float) -> float:
         return math.log10(y) if log else y
@@ -100,7 +100,7 @@ def chart(title: str, lines: Mapping[str, Points], unit: str = "", x_unit: str =
     for mark in _log_ticks(y0, y1) if log else ticks(y0, y1):
         value = 10.0**mark if log else mark
         ((_, y),) = place([(x0, value)])
-        parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<line class="rule" stroke="currentColor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
     for mark in ticks(x0, x1):
         ((x, _),) = place([(mark, values[0])])
@@ -116,5 +116,6 @@ def chart(title: str, lines: Mapping[str, Points], unit: str = "", x_unit: str =
     )
     notes = ", ".join(filter(None, [unit, "log scale" if log else ""]))
     caption = f"<b>{escape(title)}</b>" + (f" <small>({escape(notes)})</small>" if notes else "")
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} over {escape(x_unit)}">{"".join(parts)}</svg>'
+    label = escape(f"{title} over {x_unit}")
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="11" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     return f'<figure class="chart"><figcaption>{caption}<span class="legend">{legend}</span></figcaption>{svg}</figure>'

@@ -17,7 +17,7 @@ from .panels import ReportContext, figure
 __all__ = ["Space", "nearest", "neighbors_panel"]
 
 SHOWN, POOL, TYPICAL = 8, 60_000, 200  # samples shown, training images searched, test images for comparison
-BLOCK, EXTRACT = 8192, 1000  # training images compared, and images given to the extractor, at a time
+BLOCK = 8192  # training images compared at a time
 
 READING = (
     "Each sample with the nearest of {pool:,} training images and the L2 distance to it (pixel values in [0, 1]; features as the extractor "
@@ -43,7 +43,7 @@ class Space:
 
     def label(self, k: int) -> str:
         """The distance of sample k, and its ratio to the median where there is one."""
-        ratio = f" · ×{self.distance[k].item() / self.median:.2f}" if self.median > 0 else ""
+        ratio = f" (×{self.distance[k].item() / self.median:.2f})" if self.median > 0 else ""
         return f"{self.name} {self.distance[k].item():.4g}{ratio}"
 
     def summary(self) -> str:
@@ -61,9 +61,10 @@ def nearest(queries: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
     """
     q = queries.float()
     parts = []
-    for block in torch.split(pool, BLOCK):
-        p = block.float()
-        parts.append((p * p).sum(1) - 2 * q @ p.T)  # (N, block); |q|^2 does not change the order
+    with torch.autocast(q.device.type, enabled=False):  # bf16 products would not tell neighbors apart
+        for block in torch.split(pool, BLOCK):
+            p = block.float()
+            parts.append((p * p).sum(1) - 2 * q @ p.T)  # (N, block); |q|^2 does not change the order
     rows = torch.cat(parts, 1).topk(min(3, len(pool)), largest=False).indices  # (N, 3)
     exact = (pool[rows].float() - q[:, None]).norm(dim=2)  # (N, 3)
     distance, which = exact.min(1)
@@ -82,14 +83,14 @@ def neighbors_panel(context: ReportContext) -> str:
     """Some samples, each beside its nearest training images by pixels and by features."""
     images = context.drawn.images
     images = images[torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().long()]
-    real = context.test.images[context.pick(context.test, TYPICAL)].cpu()
-    pool = context.train.images[context.pick(context.train, POOL)].cpu()
-    groups = (images, real, pool)
-    spaces = [_space("pixels", [g.flatten(1) for g in groups], 255.0)]
+    some, rows = context.pick(context.test, TYPICAL), context.pick(context.train, POOL)
+    pool = context.train.images[rows].cpu()
+    spaces = [_space("pixels", [g.flatten(1) for g in (images, context.test.images[some].cpu(), pool)], 255.0)]
     if context.extractor is not None:
-        extract = context.extractor.features
-        features = [torch.cat([extract(part).cpu().flatten(1) for part in torch.split(g, EXTRACT)]) for g in groups]
-        spaces.append(_space("features", features, 1.0))
+        extractor = context.extractor
+        with torch.autocast(context.method.device.type, enabled=False):
+            features = (extractor.features(images), extractor.features_of(context.test)[some], extractor.features_of(context.train)[rows])
+        spaces.append(_space("features", [f.cpu().flatten(1) for f in features], 1.0))
     cards = []
     for k, sample in enumerate(images):
         found = [figure(grid(pool[s.rows[k]][None], 1, pad=0), s.label(k)) for s in spaces]

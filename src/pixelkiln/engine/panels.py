@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -60,9 +60,10 @@ class Images(Protocol):
 
 
 class Extractor(Protocol):
-    """Features (N, F) of uint8 images (N, C, H, W)."""
+    """features: uint8 images (N, C, H, W) -> (N, F). features_of: the same of a whole data set, which may have been kept."""
 
     def features(self, images: Tensor, /) -> Tensor: ...
+    def features_of(self, data: Any, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class Drawn:
 class ReportContext:
     """All that a report is made of. records: rows of metrics.jsonl. history: (step, picture uint8 (C, H, W)) of the same seeds.
 
-    evaluation: {"metrics": [{"name", "value", "floor", "protocol"}], "warnings": [...]}.
-    Samples have the seeds of `pixelkiln sample --seed`. autocast: the precision in which the method runs.
+    evaluation: {"metrics": [{"name", "value", "better", "floor", "protocol", "error"}], "warnings": [...]}.
+    Samples have the seeds of `pixelkiln sample --seed`.
     """
 
     method: Method
@@ -91,7 +92,6 @@ class ReportContext:
     evaluation: Mapping[str, Any] | None
     extractor: Extractor | None
     seed: int
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -113,8 +113,7 @@ class ReportContext:
 
     def sample(self, request: Request) -> Tensor:
         """Samples, uint8 (n, C, H, W)."""
-        with self.autocast():
-            return to_uint8(self.method.sample(replace(request, cond=request.cond.to(self.method.device)))).cpu()
+        return to_uint8(self.method.sample(replace(request, cond=request.cond.to(self.method.device)))).cpu()
 
     def condition(self, n: int, labels: Tensor | None = None) -> Condition:
         """What n samples are asked for: these classes (0, 1, ... by default) where the method takes any, test images where it edits."""
@@ -164,9 +163,10 @@ def samples_panel(context: ReportContext) -> str:
     if context.classes:
         rows = zip(context.classes, torch.chunk(images, len(context.classes)), strict=True)
         shown = [(name, figure(grid(row, len(row)), "", f"samples of {name}")) for name, row in rows]
-        body = "".join(f"<tr><th>{escape(name)}</th><td>{picture}</td></tr>" for name, picture in shown)
+        body = "".join(f'<div><span>{escape(name)}</span>{picture}</div>' for name, picture in shown)
+        width = min(12, max(len(name) for name in context.classes))
         more = f" The first {len(context.classes)} of {total} classes." if total > len(context.classes) else ""
-        body = f'<table class="rows">{body}</table><p class="note">{seeds}{more}</p>'
+        body = f'<div class="rows" style="--name:{width}ch">{body}</div><p class="note">{seeds}{more}</p>'
     else:
         body = figure(grid(images, PER_ROW), seeds)
     real = context.test.images[context.pick(context.test, 2 * PER_ROW)]
@@ -214,8 +214,7 @@ def reconstructions_panel(context: ReportContext) -> str:
     if not isinstance(method, Codec) or not len(context.test.images):
         return ""
     real = context.test.images[context.pick(context.test, CODED)].cpu()
-    with context.autocast():
-        back = to_uint8(method.decode(method.encode(from_uint8(real).to(method.device)))).cpu()
+    back = to_uint8(method.decode(method.encode(from_uint8(real).to(method.device)))).cpu()
     rms = (back.float() - real.float()).square().mean().sqrt().item()
     text = f"Above: images of the {context.test.split} split. Below: encoded and decoded. Root mean square error {rms:.1f} of 255 levels."
     return figure(grid(torch.cat([real, back]), len(real)), text)
@@ -232,6 +231,5 @@ def walk_panel(context: ReportContext) -> str:
     walks = torch.stack(points, 1).flatten(0, 1).to(method.device)  # (walks * steps, ...)
     row = torch.arange(WALKS).repeat_interleave(WALK_STEPS)
     cond = context.condition(len(walks), row % max(len(context.classes), 1)).to(method.device)
-    with context.autocast():
-        images = to_uint8(method.from_latents(walks, Request(seeds_for(context.seed, len(walks)), cond))).cpu()
+    images = to_uint8(method.from_latents(walks, Request(seeds_for(context.seed, len(walks)), cond))).cpu()
     return figure(grid(images, WALK_STEPS), "Each row goes from one random latent to another along a great circle.")

@@ -29,8 +29,6 @@ __all__ = ["ReportContext", "build_report", "curves_panel", "header", "metrics_p
 BOOKKEEPING = frozenset({"step", "total", "images", "time", "seconds", "elapsed"})  # fields of a record that are not curves
 LAST = ("lr", "images_per_s")  # curves about speed and schedule come after those about learning
 UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "step_seconds": "s"}
-LOWER, HIGHER = ("fd", "kid"), ("precision", "recall", "density", "coverage", "accuracy")
-BETTER = {name: "lower" for name in LOWER} | {name: "higher" for name in HIGHER}
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#fbfaf8;--fg:#1d1d1f;--soft:#6a6a70;--rule:#dddad4;--card:#fff;--mark:#b5451b;
@@ -42,22 +40,25 @@ body{margin:0 auto;max-width:68rem;padding:1rem;background:var(--bg);color:var(-
 h1{margin:.5rem 0 0;line-height:1.2}h2{margin:2.2rem 0 .6rem;border-bottom:1px solid var(--rule);font-size:1.2rem}
 .note,figcaption,small,.paper{color:var(--soft);font-size:.86rem}.paper{margin:.2rem 0 1rem}
 figure{margin:.4rem 0;min-width:0}img{max-width:100%;height:auto;image-rendering:pixelated;background:#fff;display:block}
-dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:.5rem 1.2rem;margin:1rem 0}
+dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.5rem 1.2rem;margin:1rem 0}
 dt{color:var(--soft);font-size:.8rem}dd{margin:0;overflow-wrap:anywhere}
 pre{margin:.6rem 0;padding:.7rem;background:var(--card);border:1px solid var(--rule);white-space:pre-wrap;overflow-wrap:anywhere}
 .charts,.tiles,.cards{display:grid;gap:.8rem;grid-template-columns:repeat(auto-fit,minmax(min(19rem,100%),1fr))}
 .tiles{grid-template-columns:repeat(auto-fill,minmax(min(15rem,47%),1fr))}
 .chart,.card{background:var(--card);border:1px solid var(--rule);padding:.6rem;margin:0}
-.card{display:flex;gap:.6rem}.card figure{flex:1;margin:0}.card img{width:100%}.card figcaption{font-size:.75rem}
+.card{display:flex;gap:.6rem;align-items:start}.card figure{flex:1;margin:0}.card img{width:100%}.card figcaption{font-size:.75rem}
 svg{display:block;width:100%;height:auto}svg text{font:11px system-ui,sans-serif;fill:var(--soft)}.rule{stroke:var(--rule)}
 polyline{fill:none;stroke-width:2;stroke-linejoin:round}.raw{stroke-width:1;opacity:.3}.chart figcaption b{color:var(--fg)}
 .s0{stroke:var(--c0)}.s1{stroke:var(--c1)}.s2{stroke:var(--c2)}.s3{stroke:var(--c3)}.s4{stroke:var(--c4)}.dot{fill:currentColor}
-.legend{float:right}.legend span{margin-left:.7rem;color:var(--fg)}.key{display:inline-block;width:.8em;height:.2em;margin:0 .35em .25em 0}
+.chart figcaption{display:flex;flex-wrap:wrap;gap:0 .5rem;align-items:baseline;margin-bottom:.3rem}
+.legend{margin-left:auto}.legend span{margin-left:.7rem;color:var(--fg)}
+.key{display:inline-block;width:.8em;height:.2em;margin:0 .35em .25em 0}
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}.k4{background:var(--c4)}
 table{border-collapse:collapse}.wide{overflow-x:auto}th,td{padding:.25rem .8rem .25rem 0;text-align:left;vertical-align:middle}
 .values td,.values th{border-bottom:1px solid var(--rule)}.values td.n{text-align:right;font-variant-numeric:tabular-nums}
-.rows{width:100%}.rows th{width:1%;font-weight:normal;overflow-wrap:anywhere;min-width:3rem;max-width:8rem}.rows td{padding-right:0}
-.rows figure{margin:0}.warn{color:var(--mark)}
+.rows{display:grid;gap:.5rem 1.2rem;grid-template-columns:repeat(auto-fill,minmax(min(29rem,100%),1fr))}
+.rows div{display:flex;gap:.6rem;align-items:center}.rows span{flex:0 0 var(--name);overflow-wrap:anywhere}.rows figure{margin:0}
+.warn{color:var(--mark)}
 """
 
 
@@ -76,7 +77,7 @@ def header(context: ReportContext) -> str:
     title = facts.get("recipe", facts["method"])
     paper = f'<p class="paper">{escape(facts["paper"])}</p>' if "paper" in facts else ""
     command = f"<pre><code>{escape(facts['command'])}</code></pre>" if "command" in facts else ""
-    rest = {k: v for k, v in facts.items() if k not in ("paper", "command")}
+    rest = {k: v for k, v in facts.items() if k not in ("recipe", "paper", "command")}
     return f"<h1>{escape(title)} on {escape(train.name)}</h1>{paper}{command}<dl>{_terms(rest)}</dl>"
 
 
@@ -127,11 +128,12 @@ def metrics_panel(context: ReportContext) -> str:
     def listed(protocol: Mapping[str, Any]) -> str:
         return escape(", ".join(f"{k} {number(v) if k != 'seed' else v}" for k, v in protocol.items()))
 
-    rows = "".join(
-        f'<tr><th>{escape(m["name"])}</th><td class="n">{escape(number(m["value"]))}</td><td class="n">{escape(number(m["floor"]))}</td>'
-        f"<td>{BETTER.get(m['name'], '')}</td><td>{listed({k: v for k, v in m['protocol'].items() if k not in shared})}</td></tr>"
-        for m in metrics
-    )
+    rows = ""
+    for m in metrics:
+        value = number(m["value"]) + ("" if m["error"] is None else f" ± {m['error']:.2g}")
+        own = listed({k: v for k, v in m["protocol"].items() if k not in shared})
+        cells = f'<td class="n">{value}</td><td class="n">{number(m["floor"])}</td><td>{escape(m["better"])}</td><td>{own}</td>'
+        rows += f"<tr><th>{escape(m['name'])}</th>{cells}</tr>"
     head = "<tr><th>score</th><th>samples</th><th>real test images</th><th>better</th><th>protocol</th></tr>"
     warned = "".join(f'<p class="warn">{escape(text)}</p>' for text in context.evaluation["warnings"])
     common = f'<p class="note">Protocol of all scores: {listed(shared)}.</p>' if shared else ""
@@ -160,7 +162,10 @@ def _section(title: str, panel: Panel, context: ReportContext) -> str:
 
 
 def build_report(context: ReportContext) -> str:
-    """The page as a string; draws at most about 100 samples, and leaves the method and torch's random state as they were."""
+    """The page as a string; draws at most about 100 samples, and leaves the method and torch's random state as they were.
+
+    The caller may wrap it in an autocast, which the pictures then use; features and distances stay in full precision.
+    """
     with undisturbed(context.method):
         sections = "".join(_section(title, panel, context) for title, panel in SECTIONS)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

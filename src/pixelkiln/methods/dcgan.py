@@ -4,10 +4,12 @@
 
 on logits and with the non-saturating generator: L_D = softplus(-D(x)) + softplus(D(G(z))), L_G = softplus(-D(G(z))).
 Guidelines of section 3: strided convolutions instead of pooling, BatchNorm in both nets but at G's output and D's input, ReLU
-in G, LeakyReLU 0.2 in D, tanh; section 4: weights N(0, 0.02), Adam 2e-4 with betas (0.5, 0.999), batches of 128.
+in G, LeakyReLU 0.2 in D, tanh; section 4: weights N(0, 0.02), Adam 2e-4 with betas (0.5, 0.999), batches of 128 (64 at size small: twice the steps).
 
 Beyond the paper: the generator that samples is a moving average, and its BatchNorm statistics are standing ones, measured on
-a fixed set of latents whenever images are drawn: those that training leaves behind belong to other weights.
+a fixed set of latents whenever images are drawn: those that training leaves behind belong to other weights. (MNIST, 28 and 32
+pixels, early in training, some classifier's Frechet distance by batch, standing, running and averaged running statistics: 148,
+147, 150, 176 after 120,000 images; 464, 475, 538, 577 after 40,000.)
 """
 
 from __future__ import annotations
@@ -104,10 +106,10 @@ def dcgan(size: Size = "small") -> Recipe:
         d_width=width,
         reference=by_size(size, tiny=64, small=256, base=256),
     )
-    data = DataConfig(resolution=by_size(size, tiny=16, small=32, base=64))
+    data = by_size(size, tiny=DataConfig(resolution=16), small=DataConfig(at_least=16, multiple=4), base=DataConfig(resolution=64))
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=50_000),
-        batch=by_size(size, tiny=32, small=128, base=128),
+        batch=by_size(size, tiny=32, small=64, base=128),
         opts={"d": adam, "g": adam},
         ema=EmaConfig(half_life=20_000.0, ramp=0.05),
     )

@@ -43,7 +43,7 @@ def kernel_distance(*, real: Tensor, fake: Tensor, seed: int = 0, num_subsets: i
     """Mean of MMD^2 over random subsets of real (N, d) and fake (M, d), in float64, from a generator of its own.
 
     A subset holds b = min(`subset`, min(N, M) / 2) features of each side. The error is the delete-d jackknife's, d = n - b with
-    n = min(N, M): s sqrt(b / (n - b)) for the deviation s over the subsets (Shao and Wu, 1989, eq. 2.3), the sampling error of both sets
+    n = min(N, M): s sqrt(b / (n - b)) for the deviation s over the subsets (Shao and Wu, 1989), the sampling error of both sets
     and not merely of the choice of subsets; it is on the safe side when the distance is near 0. Needs 4 features a side (ValueError).
     """
     n = min(len(real), len(fake))

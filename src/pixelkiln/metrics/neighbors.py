@@ -34,15 +34,15 @@ def radii(x: Tensor, k: int, chunk: int) -> Tensor:
         d = distances(x[start : start + chunk], x)  # (c, n)
         rows = torch.arange(len(d))
         d[rows, start + rows] = torch.inf  # not itself
-        found.append(d.kthvalue(k, dim=1).values)
+        found.append(d.topk(k, dim=1, largest=False).values[:, -1])
     return torch.cat(found)
 
 
 def neighborhood_scores(*, real: Tensor, fake: Tensor, k: int = K, chunk: int = 1024) -> Neighborhoods:
     """Scores of fake (M, d) against real (N, d), with B(x_i) the closed ball around x_i through its k-th nearest neighbor in its own set.
 
-    precision = share of fake in any B(real_i)        recall = share of real in any B(fake_j)    (Kynkaanniemi et al., 2019, eq. 1-3)
-    density = sum_ij [fake_j in B(real_i)] / (k M)    coverage = share of B(real_i) that hold any fake    (Naeem et al., 2020, eq. 3-4)
+    precision = share of fake in any B(real_i)        recall = share of real in any B(fake_j)    (Kynkaanniemi et al., 2019, eq. 1 and 2)
+    density = sum_ij [fake_j in B(real_i)] / (k M)    coverage = share of B(real_i) that hold any fake    (Naeem et al., 2020, section 3)
 
     Balls are closed, so that repeated images, whose radius is 0, still hold each other. Distances are made `chunk` rows at a time, in
     float32 or better. Both sets need more than k members (ValueError); precision is about fidelity and falls with bad samples,

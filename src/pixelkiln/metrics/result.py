@@ -68,5 +68,5 @@ class Report:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """The whole report as plain JSON values."""
-        return {"results": [asdict(r) for r in self.results], "warnings": list(self.warnings)}
+        """{"metrics": [{"name", "value", "better", "floor", "protocol", "error"}], "warnings": [...]}: plain JSON values."""
+        return {"metrics": [asdict(r) for r in self.results], "warnings": list(self.warnings)}

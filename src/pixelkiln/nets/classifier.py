@@ -43,7 +43,8 @@ class Classifier(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Pre-logits h (B, d), not scaled."""
-        return self.body(x).mean((2, 3))  # (B, d, h, w) -> (B, d)
+        maps: Tensor = self.body(x)  # (B, d, h, w)
+        return maps.mean((2, 3))
 
     def features(self, x: Tensor) -> Tensor:
         """scale * h (B, d), what distances between sets of images are measured in."""
@@ -51,8 +52,10 @@ class Classifier(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits (B, num_classes) from features that were computed before."""
-        return self.head(features / self.scale)
+        logits: Tensor = self.head(features / self.scale)
+        return logits
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, num_classes)."""
-        return self.head(self.embed(x))
+        logits: Tensor = self.head(self.embed(x))
+        return logits

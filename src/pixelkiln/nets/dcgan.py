@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -12,14 +14,19 @@ __all__ = ["Discriminator", "Generator", "stem", "with_standing_stats"]
 
 
 def stem(shape: ImageShape) -> tuple[int, int, int]:
-    """The grid that doubling starts from and the number of doublings, (h, w, k): H = h 2^k and W = w 2^k with k the largest
-    that leaves h, w >= 4 (64 = 4 * 2^4, 28 = 7 * 2^2). Raises `UserError` where no doubling is possible."""
+    """The grid that doubling starts from and the number of doublings, (h, w, k): H = h 2^k and W = w 2^k with h, w in 4..15 and
+    k >= 1 as large as can be (64 = 4 * 2^4, 28 = 7 * 2^2). Raises `UserError` for other sides."""
     h, w, k = shape.height, shape.width, 0
     while h % 2 == 0 and w % 2 == 0 and min(h, w) >= 8:
         h, w, k = h // 2, w // 2, k + 1
-    if k == 0:
-        raise UserError(f"dcgan cannot make images of {shape.height}x{shape.width}: give --data.resolution 32 or another multiple of 8")
+    if k == 0 or min(h, w) < 4 or max(h, w) > 15:
+        raise UserError(f"dcgan doubles a grid of 4 to 15 and cannot reach {shape.height}x{shape.width} pixels: give --data.resolution 32 or 64")
     return h, w, k
+
+
+def widths(width: int, k: int) -> list[int]:
+    """Channels after each of the k halvings of the resolution: doubled each time, up to 8 times the first (the paper's 64 pixels)."""
+    return [width * min(2**i, 8) for i in range(k)]
 
 
 def init_weights(net: nn.Module) -> None:
@@ -37,19 +44,19 @@ def init_weights(net: nn.Module) -> None:
 class Generator(nn.Module):
     """z (n, d) -> images (n, C, H, W) in [-1, 1]: strided transposed convolutions, BatchNorm but at the output, ReLU, tanh.
 
-    `width` is the number of channels at half the resolution; it doubles at each lower one. Radford et al. 2016, figure 1.
+    `width` is the number of channels at half the resolution. Radford et al. 2016, section 3 and figure 1.
     """
 
     def __init__(self, shape: ImageShape, latent: int, width: int) -> None:
         super().__init__()
         h, w, k = stem(shape)
-        top = width * 2 ** (k - 1)
+        c = widths(width, k)
+        top = c[-1]
         self.grid = (h, w, top)
         self.stem = nn.Linear(latent, h * w * top, bias=False)  # a transposed convolution of a 1 x 1 image
         blocks: list[nn.Module] = [nn.BatchNorm2d(top), nn.ReLU(inplace=True)]
-        for i in reversed(range(k - 1)):
-            c = width * 2**i
-            blocks += [nn.ConvTranspose2d(2 * c, c, 4, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
+        for high, low in reversed(list(pairwise(c))):
+            blocks += [nn.ConvTranspose2d(low, high, 4, 2, 1, bias=False), nn.BatchNorm2d(high), nn.ReLU(inplace=True)]
         blocks += [nn.ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
         self.blocks = nn.Sequential(*blocks)
         init_weights(self)
@@ -70,10 +77,10 @@ class Discriminator(nn.Module):
         super().__init__()
         h, w, k = stem(shape)
         blocks: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        for i in range(k - 1):
-            c = width * 2**i
-            blocks += [nn.Conv2d(c, 2 * c, 4, 2, 1, bias=False), nn.BatchNorm2d(2 * c), nn.LeakyReLU(0.2, inplace=True)]
-        self.blocks = nn.Sequential(*blocks, nn.Conv2d(width * 2 ** (k - 1), 1, (h, w)))
+        c = widths(width, k)
+        for high, low in pairwise(c):
+            blocks += [nn.Conv2d(high, low, 4, 2, 1, bias=False), nn.BatchNorm2d(low), nn.LeakyReLU(0.2, inplace=True)]
+        self.blocks = nn.Sequential(*blocks, nn.Conv2d(c[-1], 1, (h, w)))
         init_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..processes import GaussianPath, Kind, target
+from ..processes import GaussianPath, Kind, mix, target
 
 __all__ = ["Weighting", "denoising_loss", "loss_weight"]
 
@@ -47,7 +47,8 @@ def denoising_loss(
     x0, eps: (B, C, H, W); t: (B,); predict: xt, t -> (B, C, H, W), the quantity named by `kind`. "uniform" with "eps" is L_simple
     (Ho et al. 2020, arXiv 2006.11239, eq. 14), which is also "snr" with any kind.
     """
-    out = predict(path.noised(x0, eps, t), t)
-    error = out.float() - target(kind, x0, eps, path.alpha(t), path.sigma(t)).float()
-    weight = loss_weight(kind, weighting, path.snr(t), gamma).float()  # (B,)
+    alpha, sigma = path.alpha(t), path.sigma(t)  # (B,) float64
+    out = predict(mix(alpha, x0, sigma, eps), t)
+    error = out.float() - target(kind, x0, eps, alpha, sigma).float()
+    weight = loss_weight(kind, weighting, (alpha / sigma) ** 2, gamma).float()  # (B,)
     return weight * error.square().flatten(1).mean(1)

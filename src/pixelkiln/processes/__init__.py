@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .gaussian import GaussianPath, cosine_path, linear_path, times
-from .parameterization import Kind, target, to_eps, to_v, to_x0
+from .parameterization import Kind, mix, target, to_eps, to_v, to_x0
 
-__all__ = ["GaussianPath", "Kind", "cosine_path", "linear_path", "target", "times", "to_eps", "to_v", "to_x0"]
+__all__ = ["GaussianPath", "Kind", "cosine_path", "linear_path", "mix", "target", "times", "to_eps", "to_v", "to_x0"]

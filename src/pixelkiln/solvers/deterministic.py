@@ -1,4 +1,4 @@
-"""Solvers of the probability-flow ODE dx/ds = (x - D(x, s)) / s, from s = sigmas[0] down to 0 (Karras et al. 2022, arXiv 2206.00364, eq. 1).
+"""Solvers of the probability-flow ODE dx/ds = (x - D(x, s)) / s, from s = sigmas[0] to 0 (Karras et al. 2022, arXiv 2206.00364, eq. 1).
 
 Legend: s the level now, r the next one, D the denoised image. `noise` and `eta` are part of the contract and unused here.
 Every step is written so that r = 0 returns D exactly.

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ..core.types import UserError
 from .contract import Callback, Denoise, Noise, levels, state
 
 __all__ = ["ddim", "ddpm"]
@@ -23,10 +24,10 @@ def ddim(
 
     up = eta r sqrt(s^2 - r^2) / s, which is sigma_tau(eta) / alpha of Song et al. 2021 (arXiv 2010.02502), eq. 16, in eq. 12
     divided by alpha: (1 - abar_r) / abar_r = r^2 and (1 - abar_s / abar_r) / (1 - abar_s) = (s^2 - r^2) / s^2.
-    eta = 0 is Euler's method, eta = 1 the DDPM posterior. ValueError where eta > 0 comes without noise.
+    eta = 0 is Euler's method, eta = 1 the DDPM posterior. UserError for another eta, ValueError where eta > 0 comes without noise.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be in [0, 1], not {eta}")
+        raise UserError(f"eta {eta} is not in [0, 1]: 0 is deterministic, 1 is ancestral sampling")
     s, x = levels(sigmas), state(x)
     n = len(s) - 1
     for i in range(n):

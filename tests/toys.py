@@ -1,0 +1,77 @@
+"""Recipes that live outside the library, as a user's would: a two-stage one, and one that diverges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pixelkiln.core.protocols import Codec, Method, Update
+from pixelkiln.core.recipe import OptConfig, Recipe, Size, Stage, TrainConfig
+from pixelkiln.core.rng import noise, streams
+from pixelkiln.core.types import Batch, DataInfo, Moment, Request
+from pixelkiln.methods.pca import PCA, pca
+
+
+@dataclass(frozen=True)
+class CodeConfig:
+    """Of the toy prior over codes."""
+
+    width: int = 8
+
+
+class CodePrior(Method):
+    """Second stage: a diagonal Gaussian over the codes of a frozen parent, learned by gradient descent (a test of two-stage recipes)."""
+
+    roles = {"codec": Codec}
+
+    def __init__(self, info: DataInfo, config: CodeConfig, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__(info, parents)
+        self.net = nn.Linear(1, 2 * self.parents["codec"].encode(torch.zeros(1, *info.shape)).shape[1], bias=False)
+
+    def updates(self) -> Sequence[Update]:
+        return (Update("nll", ("net",), self.loss, opt="main"),)
+
+    def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            z = self.parents["codec"].encode(batch.x)
+        mean, log_std = self.net(torch.ones(1, 1)).float().chunk(2, dim=1)
+        return {"loss": (log_std + 0.5 * ((z - mean) / log_std.exp()) ** 2).sum(1).mean()}
+
+    def draw(self, request: Request) -> Tensor:
+        mean, log_std = self.net(torch.ones(1, 1)).float().chunk(2, dim=1)
+        return self.parents["codec"].decode(mean + log_std.exp() * noise(streams(request.seeds, "z"), mean.shape[1:]))
+
+
+class Exploding(Method):
+    """Its loss is infinite from step 3 on."""
+
+    def __init__(self, info: DataInfo, config: CodeConfig, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__(info, parents)
+        self.net = nn.Linear(1, 1)
+
+    def updates(self) -> Sequence[Update]:
+        return (Update("up", ("net",), self.loss, opt="main"),)
+
+    def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        value = self.net(torch.ones(1, 1)).mean()
+        return {"loss": value / (0.0 if moment.step >= 3 else 1.0), "fine": value.detach()}
+
+    def draw(self, request: Request) -> Tensor:
+        return torch.zeros(len(request.seeds), *self.shape)
+
+
+def two_stage(size: Size = "tiny") -> Recipe:
+    """PCA, then a Gaussian over its codes."""
+    first = pca("tiny").last
+    train = TrainConfig(steps=40, batch=64, opts={"main": OptConfig(lr=0.05)}, log_every=10)
+    stages = (Stage(PCA, first.model, first.data, first.train, name="codec"),
+              Stage(CodePrior, CodeConfig(), first.data, train, parents={"codec": "codec"}, name="prior"))
+    return Recipe(stages, "classical", "none, 2026, a test", "two stages")
+
+
+def exploding(size: Size = "tiny") -> Recipe:
+    """Diverges at step 3."""
+    return Recipe((Stage(Exploding, CodeConfig(), train=TrainConfig(steps=20, batch=8, save_every=2, log_every=1)),), "toy", "none, 2026, a test", "diverges")
