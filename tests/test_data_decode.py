@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def test_jpeg_is_what_pillow_decodes_and_cmyk_becomes_rgb() -> None:
     item = encoded(image, "JPEG", quality=95)
     assert np.array_equal(decode(item, AS_IS), np.asarray(Image.open(BytesIO(item.source))))
     cmyk = decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95), AS_IS)
-    assert cmyk.shape == (8, 8, 3) and np.abs(cmyk.astype(int) - [255, 0, 0]).max() < 12
+    assert cmyk.shape == (8, 8, 3)
+    assert np.abs(cmyk.astype(int) - [255, 0, 0]).max() < 12
 
 
 def test_what_is_transparent_becomes_white() -> None:
@@ -58,7 +60,8 @@ def test_what_is_transparent_becomes_white() -> None:
     expected = alpha[..., None] / 255 * np.array([200, 0, 0]) + (1 - alpha[..., None] / 255) * 255
     assert np.abs(decode(encoded(Image.fromarray(rgba)), AS_IS) - expected).max() <= 1
     grey = decode(encoded(Image.fromarray(np.dstack([np.zeros_like(alpha), alpha]))), AS_IS)
-    assert grey.shape == (1, 3, 1) and grey.flatten().tolist() == [255, 127, 0]
+    assert grey.shape == (1, 3, 1)
+    assert grey.flatten().tolist() == [255, 127, 0]
 
 
 def test_a_transparent_palette_entry_becomes_white() -> None:
@@ -107,7 +110,8 @@ def test_downsizing_is_antialiased_for_files_and_jpeg_at_a_reduced_scale() -> No
     board = Image.fromarray((np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8))
     for kind in ("PNG", "JPEG"):
         small = decode(encoded(board, kind), DataConfig(resolution=32)).astype(int)
-        assert small.shape == (32, 32, 1) and np.abs(small - 127.5).max() < 3
+        assert small.shape == (32, 32, 1)
+        assert np.abs(small - 127.5).max() < 3
 
 
 def test_luma_of_tensors_equals_pillow() -> None:
@@ -129,7 +133,9 @@ def test_luma_of_tensors_equals_pillow() -> None:
         (DataConfig(at_least=40, multiple=16), (20, 30), (48, 64)),
     ],
 )
-def test_size_follows_resolution_then_at_least_then_multiple(config: DataConfig, native: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_size_follows_resolution_then_at_least_then_multiple(
+    config: DataConfig, native: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert size_for(*native, config) == expected
     images = torch.zeros((2, 1, *native), dtype=torch.uint8)
     assert prepare(images, config).shape == (2, 1, *expected)
@@ -151,7 +157,8 @@ def test_a_config_that_makes_no_sense_is_refused(config: DataConfig) -> None:
 def test_a_grey_image_among_colored_ones_is_repeated() -> None:
     items = [encoded(Image.fromarray(PIXELS[..., 0])), encoded(Image.fromarray(PIXELS))]
     images = decode_all(items, AS_IS)
-    assert images.shape == (2, 3, 20, 20) and torch.equal(images[0], torch.from_numpy(PIXELS[..., 0]).expand(3, 20, 20))
+    assert images.shape == (2, 3, 20, 20)
+    assert torch.equal(images[0], torch.from_numpy(PIXELS[..., 0]).expand(3, 20, 20))
     assert torch.equal(images[1], torch.from_numpy(PIXELS).permute(2, 0, 1))
 
 
@@ -204,8 +211,8 @@ def test_mutated_bytes_give_pixels_or_a_clear_error(kind: str, options: dict[str
         mutant = data.copy()
         mutant[rng.integers(0, min(len(data), 120), 3)] = rng.integers(0, 256, 3)
         try:
-            assert decode(Encoded("it", mutant.tobytes()), AS_IS).dtype == np.uint8
+            message = str(decode(Encoded("it", mutant.tobytes()), AS_IS).dtype)
         except UserError as error:
-            refused += 1
-            assert "\n" not in str(error)
+            message, refused = str(error), refused + 1
+        assert message == "uint8" or re.fullmatch(r"it (cannot|is not|has more).*", message)
     assert refused > 0

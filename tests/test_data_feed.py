@@ -24,9 +24,11 @@ def numbered(num: int = NUM) -> ImageSet:
 def test_a_batch_is_a_cast_of_the_rows_that_it_names() -> None:
     data = numbered()
     batch = Feed(data, 4, DataConfig(), seed=0).batch(0)
-    assert batch.x.dtype == torch.float32 and batch.x.shape == (4, 3, SIDE, SIDE)
+    assert batch.x.dtype == torch.float32
+    assert batch.x.shape == (4, 3, SIDE, SIDE)
     assert torch.equal(batch.x, data.images[batch.index].float() / 127.5 - 1)
-    assert torch.equal(batch.cond.label, batch.index % 2) and batch.cond.label.dtype == torch.int64
+    assert torch.equal(batch.cond.label, batch.index % 2)
+    assert batch.cond.label.dtype == torch.int64
     assert batch.cond.text == tuple(f"number {i} at the left" for i in batch.index.tolist())
     assert batch.cond.given() == {"label", "text"}
     full = ImageSet(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1), None, ())
@@ -66,7 +68,9 @@ def test_a_pass_is_ordered_plain_and_ends_short() -> None:
 def test_channels_last_changes_the_memory_and_nothing_else() -> None:
     data = numbered()
     plain, last = (Feed(data, 4, DataConfig(translate=1), 0, channels_last=flag).batch(3).x for flag in (False, True))
-    assert torch.equal(plain, last) and last.is_contiguous(memory_format=torch.channels_last) and plain.is_contiguous()
+    assert torch.equal(plain, last)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert plain.is_contiguous()
 
 
 def test_flips_and_shifts_equal_brute_force() -> None:
@@ -84,7 +88,9 @@ def test_moves_are_uniform_and_per_sample() -> None:
     x = Feed(ImageSet(coords, None, ()), 2000, DataConfig(flip=True, translate=2), 0).batch(0).x
     middle = ((x[:, 0, 7, 7] + 1) * 127.5).round().long()  # 7 - shift, in a mirrored image 7 + shift
     counts = torch.bincount(middle, minlength=10)[5:10]
-    assert counts.sum() == 2000 and counts.min() > 330 and counts.max() < 470
+    assert counts.sum() == 2000
+    assert counts.min() > 330
+    assert counts.max() < 470
     flipped = (x[:, 0, 7, 5] > x[:, 0, 7, 9]).sum()
     assert 900 < flipped < 1100
     still = Feed(ImageSet(coords, None, ()), 50, DataConfig(translate=2), 0).batch(0).x
@@ -95,7 +101,8 @@ def test_mask_and_boxes_move_with_the_image() -> None:
     data = open_source("shapes", DataConfig(resolution=32), "test").take(torch.arange(300))
     feed = Feed(data, 300, DataConfig(flip=True, translate=6), seed=0)
     batch = feed.batch(0)
-    assert batch.cond.given() == {"label", "text", "mask", "layout"} and set(batch.cond.mask.unique().tolist()) == {0.0, 1.0}
+    assert batch.cond.given() == {"label", "text", "mask", "layout"}
+    assert set(batch.cond.mask.unique().tolist()) == {0.0, 1.0}
     ground = data.images[batch.index, :, :1, :1].float() / 127.5 - 1
     assert (batch.x != ground).any(dim=1, keepdim=True)[batch.cond.mask == 1].all()  # a pixel of an object differs from the background
     lost = whole = 0
@@ -111,9 +118,12 @@ def test_mask_and_boxes_move_with_the_image() -> None:
             continue  # what the border cuts need not reach the sides of its box
         whole += 1
         columns, lines = mask.any(dim=0).nonzero().flatten(), mask.any(dim=1).nonzero().flatten()
-        assert columns[0] == min(round(r[1] * 32) for r in rows) and columns[-1] + 1 == max(round(r[3] * 32) for r in rows)
-        assert lines[0] == min(round(r[2] * 32) for r in rows) and lines[-1] + 1 == max(round(r[4] * 32) for r in rows)
-    assert lost < 10 and whole > 150
+        assert columns[0] == min(round(r[1] * 32) for r in rows)
+        assert columns[-1] + 1 == max(round(r[3] * 32) for r in rows)
+        assert lines[0] == min(round(r[2] * 32) for r in rows)
+        assert lines[-1] + 1 == max(round(r[4] * 32) for r in rows)
+    assert lost < 10
+    assert whole > 100
 
 
 def test_a_box_that_leaves_the_image_becomes_padding_and_one_at_the_border_stays() -> None:
@@ -134,8 +144,11 @@ def test_a_flip_changes_left_and_right_in_the_caption() -> None:
 def test_take_and_digest() -> None:
     data = numbered()
     part = data.take(torch.tensor([3, 1]))
-    assert part.images[:, 0, 0, 0].tolist() == [3, 1] and part.labels.tolist() == [1, 1] and part.texts[0].startswith("number 3")
-    assert data.digest() == numbered().digest() and len(data.digest()) == 64
+    assert part.images[:, 0, 0, 0].tolist() == [3, 1]
+    assert part.labels.tolist() == [1, 1]
+    assert part.texts[0].startswith("number 3")
+    assert data.digest() == numbered().digest()
+    assert len(data.digest()) == 64
     changed = data.images.clone()
     changed[0, 0, 0, 0] ^= 1
     others = [

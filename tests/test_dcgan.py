@@ -207,7 +207,7 @@ def test_both_modes_are_learned() -> None:
     left = torch.full((1, 8, 8), -1.0)
     left[..., :4] = 1.0
     modes = torch.stack([left, left.flip(-1)])
-    for _, row in itertools.product(range(100), rows):
+    for _, row in itertools.product(range(400), rows):
         batch = Batch(modes[torch.randint(0, 2, (32,))])
         opts[row.opt].zero_grad()
         with only(method, row.nets):

@@ -150,3 +150,14 @@ def test_times_are_one_in_each_stratum_and_uniform():
     a = times(8, 1.0)
     torch.manual_seed(3)
     assert torch.equal(a, times(8, 1.0))
+
+
+@paths
+def test_only_the_result_is_rounded_to_bfloat16(path: GaussianPath):
+    gen = torch.Generator().manual_seed(4)
+    x0, eps = torch.randn(2, 1, 10_000, generator=gen).bfloat16()
+    for t in (0.01, 0.3, 0.8):
+        a, s = path.alpha(f64(t)), path.sigma(f64(t))
+        for coefs in ((a, s), (a[0], s[0]), (a.item(), s.item())):  # per sample, one for all, numbers
+            got = target("v", x0, eps, *coefs)
+            assert (got == (a * eps.double() - s * x0.double()).bfloat16()).double().mean() > 0.999

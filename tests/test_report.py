@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from report_toys import CLASSES, Demanding, Editor, Everything, Page, Plain, context, data
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from pixelkiln.core.types import DataInfo, ImageShape, Request
 from pixelkiln.engine import charts, neighbors, panels, report
 from pixelkiln.engine.neighbors import nearest
 from pixelkiln.engine.report import build_report
+from report_toys import CLASSES, Demanding, Editor, Everything, Page, Plain, context, data
 
 TITLES = {
     "samples": "Samples",
@@ -43,7 +43,7 @@ def test_the_page_is_well_formed_and_self_contained():
 
 def test_text_from_outside_is_escaped():
     text = build_report(context())
-    for hostile in ("<em>", '"&"', "<script>", "<i>set", "<y>", "<a>", "<features>"):
+    for hostile in ("<em>", '"&"', "<script>", "<i>set", "<y>", "<a>", "<u>", "<features>"):
         assert hostile not in text
     shown = Page(text).text
     others = ("toy<script> on toy <i>set</i>", "train 'x' <y>", "classifier <a>", "fewer samples than <features>", "A & B, arXiv 1234.5678")

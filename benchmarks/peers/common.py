@@ -32,7 +32,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def read_idx(path: Path, header: int) -> np.ndarray:
     """The bytes of an IDX file behind its header, from PATH or PATH.gz."""
     raw = path.read_bytes() if path.exists() else gzip.decompress(Path(f"{path}.gz").read_bytes())
-    return np.frombuffer(raw, np.uint8, offset=header)
+    return np.frombuffer(bytearray(raw), np.uint8, offset=header)
 
 
 def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Peer: the DCGAN that design.md's document lists ("DCGAN实现"): 64 pixels, ngf = ndf = 64, BCE on a sigmoid, Adam 2e-4, fp32.
+"""Peer: the DCGAN that the project's source document lists ("DCGAN实现"): 64 pixels, ngf = ndf = 64, BCE on a sigmoid, Adam 2e-4, fp32.
 
 Changed from the original:
 - torchvision's CIFAR10 is a Dataset that resizes (bilinear, antialiased) and normalises one image at a time, in four workers as before;

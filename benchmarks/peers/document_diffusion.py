@@ -1,4 +1,4 @@
-"""Peer: the conditional diffusion model that design.md's document lists ("简易条件扩散模型"), REPAIRED, on MNIST: batch 128, Adam 1e-4, fp32.
+"""Peer: the conditional diffusion model that the project's source document lists ("简易条件扩散模型"), REPAIRED, on MNIST: batch 128, Adam 1e-4, fp32.
 
 The original crashes: it computes sinusoidal time embeddings, but hands its network the raw time steps (a (B,) integer tensor,
 where a Linear(32, 32) waits). The repair is the smallest one: the network gets the embedding of the step that was meant for it.

@@ -1,4 +1,4 @@
-"""Peer: the VAE that design.md's document lists ("PyTorch实现VAE"), on MNIST: 784-400-20, BCE, Adam 1e-3, batch 128, fp32.
+"""Peer: the VAE that the project's source document lists ("PyTorch实现VAE"), on MNIST: 784-400-20, BCE, Adam 1e-3, batch 128, fp32.
 
 Changed from the original:
 - torchvision's MNIST, DataLoader and ToTensor are a Dataset that turns one IDX image at a time into a float tensor (no PIL step);

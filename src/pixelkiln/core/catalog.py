@@ -56,7 +56,10 @@ def _user_module(name: str) -> ModuleType:
     if path.suffix == ".py":
         if not path.exists():
             raise UserError(f"{path}: no such file")
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        known = sys.modules.get(path.stem)
+        if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
+            return known
+        spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module

@@ -53,16 +53,15 @@ def write_npz(
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} is a single array, not an .npz: save it with the key 'images'")
-            return {name: file[name] for name in ("images", "labels", "classes") if name in file}
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        with open(path, "rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.lib.npyio.NpzFile):
+                return {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
+    except (KeyError, OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise UserError(f"{path} holds pickled objects, which are never read: save plain arrays") from error
         raise UserError(f"{path} cannot be read as .npz ({' '.join(str(error).split())}): write it again") from error
+    raise UserError(f"{path} is a single array, not an .npz: save it with the key 'images'")
 
 
 def open_npz(path: Path, config: DataConfig, split: Split) -> ImageSet:

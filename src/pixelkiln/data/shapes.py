@@ -28,7 +28,7 @@ TRIES = 32  # places that an object tries
 SIDE, SMALLEST = 32, 16
 MARGIN, GAP = 1 / 32, 1 / 16  # between shape and border, and between two shapes, as shares of the side
 FINE = 8  # points a side of a supersampled pixel
-CHUNK = 2**18  # pixels that are drawn at once
+CHUNK = 2**21  # pixels that are drawn at once
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "black": (20, 20, 20),

@@ -50,9 +50,9 @@ def open_run(path: Path | str, recipe_name: str | None = None) -> Opened:
     run = Run.open(path)
     facts = run.read_recipe()
     name = facts["recipe"]
-    if ":" in name and recipe_name is None:
+    if ":" in name and name != recipe_name:
         raise UserError(f"{path} was made by the recipe {name!r}, which is not part of pixelkiln; if you trust it, say --recipe {name}")
-    recipe = stages_from_json(find(recipe_name or name)(facts["size"]), facts["stages"], str(run.recipe_file))
+    recipe = stages_from_json(find(name)(facts["size"]), facts["stages"], str(run.recipe_file))
     return Opened(run, facts, recipe)
 
 
@@ -64,7 +64,7 @@ def make(stage: Stage, info: DataInfo, parents: Mapping[str, Method], seed: int)
     return stage.method(info, stage.model, parents)  # type: ignore[arg-type, call-arg]
 
 
-def load_parents(opened: Opened, instead: Mapping[str, str] | None = None) -> dict[str, Method]:
+def load_parents(opened: Opened, instead: Mapping[str, str] | None = None, recipe_name: str | None = None) -> dict[str, Method]:
     """The frozen methods that a run builds on: each folder is where the run says, or where the caller says, and its content must match."""
     found = {}
     for role, fact in opened.facts.get("parents", {}).items():
@@ -72,7 +72,7 @@ def load_parents(opened: Opened, instead: Mapping[str, str] | None = None) -> di
         folder = Path(given) if given else opened.run.path / fact["run"] if not Path(fact["run"]).is_absolute() else Path(fact["run"])
         if not folder.exists():
             raise UserError(f"{opened.run.path} builds on {folder}, which is not there; say --parent {role}=RUN")
-        found[role], parent = load_method(folder)
+        found[role], parent = load_method(folder, recipe_name)
         if parent_digest(parent) != fact["digest"]:
             raise UserError(f"{folder} is not the run that {opened.run.path} was built on (another training); say --parent {role}=RUN")
     return found
@@ -89,7 +89,7 @@ def load_method(path: Path | str, recipe_name: str | None = None, parents: Mappi
     """The trained method of a run folder, with the weights that it samples with (averaged where it keeps an average)."""
     opened = open_run(path, recipe_name)
     point = opened.run.checkpoint()
-    method = make(opened.stage, opened.info, load_parents(opened, parents), opened.facts["seed"])
+    method = make(opened.stage, opened.info, load_parents(opened, parents, recipe_name), opened.facts["seed"])
     weights = point.tensors("weights") | point.tensors("average")
     own = method.state_dict()
     if set(own) != set(weights) or any(own[k].shape != weights[k].shape for k in own):

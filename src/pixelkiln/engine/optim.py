@@ -56,6 +56,6 @@ def unpack(opts: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tens
     states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in opts}
     for key, value in tensors.items():
         name, i, kind = key.rsplit(".", 2)
-        states[name].setdefault(int(i), {})[kind] = value
+        states[name].setdefault(int(i), {})[kind] = value.clone()  # torch would keep the very same tensor
     for name, opt in opts.items():
         opt.load_state_dict({"state": states[name], "param_groups": opt.state_dict()["param_groups"]})

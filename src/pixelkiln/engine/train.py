@@ -67,6 +67,8 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
     log = log or Log()
     recipe = override(find(order.recipe)(order.size), order.changes)
     held = Run(order.out)
+    if held.recipe_file.exists() and resume and (name := held.read_recipe()["recipe"]) != order.recipe:
+        raise UserError(f"{order.out} holds a run of {name!r}, not of {order.recipe!r}")
     if held.recipe_file.exists() and not resume:
         raise UserError(f"{order.out} already holds a run: add --resume to go on with it, or choose another --out")
     if not held.recipe_file.exists() and order.out.exists() and any(p for p in order.out.iterdir() if p.name != "stages"):
@@ -92,7 +94,7 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         order, recipe, stage, where = _as_begun(opened.facts, opened.recipe, order, stage, where, log)
     data = open_source(order.source, stage.data, "train")
     roles = {role: str(inner[name]) if name else order.parents.get(role, "") for role, name in stage.parents.items()}
-    parents = {role: load_method(path) for role, path in roles.items() if path}
+    parents = {role: load_method(path, order.recipe) for role, path in roles.items() if path}
     methods = {role: method for role, (method, _) in parents.items()}
     method = make(stage, data.info, methods, order.seed)
     where.place(method)
@@ -124,8 +126,6 @@ def _source(source: str) -> str:
 
 def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Stage, where: Where, log: Log) -> tuple[Order, Recipe, Stage, Where]:
     """A resumed run keeps the plan, configuration and precision with which it was begun."""
-    if facts["recipe"] != order.recipe:
-        raise UserError(f"{order.out} holds a run of {facts['recipe']!r}, not of {order.recipe!r}")
     begun = facts["where"]
     if begun["threads"] != where.threads or begun["device"] != where.device:
         log.say(f"note: begun on {begun['device']} with {begun['threads']} threads, now {where.device} with {where.threads}: "
