@@ -9,7 +9,7 @@ import torch
 from pixelkiln.core.recipe import DataConfig
 from pixelkiln.core.rng import permutation
 from pixelkiln.data import Feed, ImageSet, open_source
-from pixelkiln.data.augment import Moves, mirror_text, move_boxes, move_images
+from pixelkiln.data.augment import Moves, draw_moves, mirror_text, move_boxes, move_images
 
 NUM, SIDE = 10, 6
 
@@ -95,6 +95,16 @@ def test_moves_are_uniform_and_per_sample() -> None:
     assert 900 < flipped < 1100
     still = Feed(ImageSet(coords, None, ()), 50, DataConfig(translate=2), 0).batch(0).x
     assert (still[:, 0, 7, 5] < still[:, 0, 7, 9]).all()
+
+
+def test_moves_change_with_the_draw_and_the_seed() -> None:
+    config = DataConfig(flip=True, translate=2)
+    keys = [(0, 0), (0, 1), (1, 0), (0, 10**9)]
+    moves = [draw_moves(64, config, seed, draw) for seed, draw in keys]
+    assert len({tuple(move.shift.flatten().tolist()) for move in moves}) == len({tuple(move.flip.tolist()) for move in moves}) == 4
+    column = torch.arange(15, dtype=torch.uint8).view(1, 1, 1, 15)
+    feed = Feed(ImageSet(column, None, ()), 64, config, 0)
+    assert not torch.equal(feed.batch(0).x, feed.batch(1).x)  # one image alone: only the moves can differ
 
 
 def test_mask_and_boxes_move_with_the_image() -> None:

@@ -26,7 +26,7 @@ QUIET = Log(quiet=True)
 
 
 def test_learning_rates_are_functions_of_the_step() -> None:
-    at = lambda config, step: lr_at(config, Moment(step, 100, 0))  # noqa: E731
+    at = lambda config, step: lr_at(config, Moment(step, 100, 0))
     warm = OptConfig(lr=1.0, warmup=0.1)
     assert [at(warm, k) for k in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
     cosine = OptConfig(lr=2.0, decay="cosine", final=0.1)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..core.files import write_json
+from ..core.files import refuse_pickle, write_json
 from ..core.protocols import Likelihood
 from ..core.types import UserError
 from ..data import ImageSet, open_source
@@ -21,8 +21,8 @@ from ..engine.log import Log
 from ..engine.publish import data_of, publish, save_evaluation
 from ..engine.sample import Trained, generate, load
 from ..metrics.result import Report
-from .options import add_machine, whole
-from .sample import add_knobs, knobs, parents
+from .options import add_machine, parents, whole
+from .sample import add_knobs, knobs
 
 __all__ = ["add", "run"]
 
@@ -81,24 +81,25 @@ def table(report: Report) -> Table:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and bring the run's report up to date."""
     log, path = Log(args.quiet), Path(args.samples)
-    trained, own_train, own_test = None, None, None
+    trained = own = None
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent))
-        own_train, own_test = data_of(trained, args.data)
+        own = data_of(trained, args.data)
         train, test = reference(args.data or trained.facts["data"]["source"], trained)
-        images, labels = drawn(args, trained, own_test, log)
+        images, labels = drawn(args, trained, own[1], log)
     else:
         if not args.data:
             raise UserError("against which real images? add --data SRC")
         train, test = reference(args.data, None)
+        refuse_pickle(path)
         found = open_source(path, split="all")
         images, labels = found.images, _renamed(found, train)
     extractor = extractor_for(train, test, log=log.say)
     names = args.metrics.split(",") if args.metrics else None
     report = evaluate(images, labels, train, test, extractor, names, args.seed)
     document = report.to_json()
-    if trained is not None and isinstance(trained.method, Likelihood) and not args.metrics:
-        document["likelihood"] = likelihood(trained.method, own_test, args.iw, args.seed, trained.where)
+    if trained and own and isinstance(trained.method, Likelihood) and not args.metrics:
+        document["likelihood"] = likelihood(trained.method, own[1], args.iw, args.seed, trained.where)
     Console().print(table(report))
     for key, value in report.shared().items():
         print(f"  {key}: {value}")
@@ -108,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
         log.say(f"note: {warning}")
     if args.json:
         write_json(args.json, document)
-    if trained is not None and not args.metrics and args.data is None:
+    if trained and own and not args.metrics and args.data is None:
         save_evaluation(trained, document)
-        print(f"report: {publish(trained, own_train, own_test, extractor)}")
+        print(f"report: {publish(trained, *own, extractor)}")
     return 0
 
 

@@ -13,7 +13,7 @@ from ..core.config import nearest
 from ..core.protocols import describe
 from ..core.types import UserError
 
-__all__ = ["add", "run", "rows"]
+__all__ = ["add", "rows", "run"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from ..core.version import __version__
 from ..core.types import UserError
+from ..core.version import __version__
 from .options import Parser
 
 __all__ = ["main"]
@@ -36,17 +38,15 @@ def build(argv: Sequence[str]) -> Parser:
             if verb == "train":
                 probe = Parser("pixelkiln train", add_help=False)
                 module.add(probe)
-                probe.error = lambda message: None  # type: ignore[assignment, method-assign]
+                probe.error = lambda message: None  # type: ignore[assignment, method-assign, return-value]
                 found, _ = probe.parse_known_args([a for a in argv[list(argv).index(verb) + 1 :] if a not in ("-h", "--help")])
                 if found.recipe:
                     module.add_recipe(part, found.recipe, found.size if found.size in ("tiny", "small", "base") else "small")
     return parser
 
 
-def verb_module(verb: str):  # type: ignore[no-untyped-def]
+def verb_module(verb: str) -> Any:
     """The file of a verb."""
-    import importlib
-
     return importlib.import_module(f"..cli.{verb}", __package__)
 
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as e:
         from ..engine.loop import Diverged
-        from ..engine.train import Interrupted
+        from ..engine.session import Interrupted
 
         if isinstance(e, Interrupted):
             print(f"pixelkiln: {e}", file=sys.stderr)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..core.catalog import find, overridable
+from ..core.runs import Run
 from ..core.types import UserError
 from ..engine.build import open_run
 from ..engine.log import Log
@@ -48,17 +49,16 @@ def add_recipe(parser: argparse.ArgumentParser, name: str, size: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then write the report."""
-    if args.resume and args.out.exists() and not args.recipe:
+    begun = args.resume and Run(args.out).recipe_file.exists()
+    if begun and not args.recipe:
         args.recipe = open_run(args.out).facts["recipe"]
     if not args.recipe:
         raise UserError("which recipe? 'pixelkiln list' shows them: pixelkiln train RECIPE --data SRC --out RUN")
-    source = args.data or (open_run(args.out, args.recipe).facts["data"]["source"] if args.resume and args.out.exists() else None)
-    if not source:
-        raise UserError("which images? add --data SRC: digits, shapes, or a path to your own")
+    source = args.data or (open_run(args.out, args.recipe).facts["data"]["source"] if begun else None)
     changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
-    order = Order(args.recipe, source, args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
+    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
     where = Where.choose(args.device, args.precision, args.compile)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log)

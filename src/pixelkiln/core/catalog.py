@@ -31,7 +31,7 @@ Maker = Callable[..., Recipe]
 
 def recipes_in(module: ModuleType) -> dict[str, Maker]:
     """The recipe functions that a module defines, by name."""
-    found = {}
+    found: dict[str, Maker] = {}
     for name, fn in vars(module).items():
         if inspect.isfunction(fn) and not name.startswith("_") and fn.__module__ == module.__name__:
             if typing.get_type_hints(fn).get("return") is Recipe:

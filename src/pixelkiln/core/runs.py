@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import fsync_dir, read_json, read_meta, read_tensors, sha256, write_bytes, write_json, write_tensors
+from .files import fsync_dir, read_json, read_tensors, refuse_pickle, sha256, write_bytes, write_json, write_tensors
 from .types import UserError
 
 __all__ = ["Checkpoint", "Run"]
@@ -53,6 +53,7 @@ class Run:
     def open(cls, path: Path | str) -> Run:
         """An existing run; anything else is a UserError."""
         run = cls(path)
+        refuse_pickle(run.path)
         if not run.path.exists():
             raise UserError(f"{path}: no such run folder")
         if not run.recipe_file.exists():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any
@@ -25,7 +25,7 @@ class ImageShape:
     height: int
     width: int
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         return iter((self.channels, self.height, self.width))
 
     @property
@@ -82,11 +82,12 @@ class Condition:
 
     def take(self, rows: slice) -> Condition:
         """The same condition for some rows of the batch."""
-        return Condition(**{name: getattr(self, name)[rows] for name in self.given()})
+        rows_of: dict[str, Any] = {name: getattr(self, name)[rows] for name in self.given()}
+        return Condition(**rows_of)
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
-        moved = {name: getattr(self, name) for name in self.given()}
+        moved: dict[str, Any] = {name: getattr(self, name) for name in self.given()}
         return Condition(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
 
 

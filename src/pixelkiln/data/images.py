@@ -36,7 +36,7 @@ class ImageSet:
     split: str = "train"
 
     def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, "images are uint8 (N, C, H, W)"
+        assert (self.images.dtype, self.images.ndim) == (torch.uint8, 4), "images are uint8 (N, C, H, W)"
         sizes = [len(part) for part in (self.labels, self.texts, *self.extras.values()) if part is not None]
         assert all(size == len(self) for size in sizes), "every part of an ImageSet has one entry an image"
         assert (self.labels is None) == (not self.classes), "labels come with the names of the classes"

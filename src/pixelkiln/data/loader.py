@@ -34,7 +34,7 @@ class Feed:
         channels_last: bool = False,
     ) -> None:
         check_config(config)
-        assert batch >= 1 and len(data) >= 1, "a feed needs images and a batch size"
+        assert min(batch, len(data)) >= 1, "a feed needs images and a batch size"
         self.data, self.size, self.config, self.seed = data, batch, config, seed
         self.device = torch.device(device)
         self.format = torch.channels_last if channels_last else torch.contiguous_format

@@ -31,7 +31,7 @@ def write_npz(
     """Write images uint8 (N, H, W, C), labels (N,) and class names. The file is written aside, synced and renamed: whole or absent."""
     path = Path(path)
     parts: dict[str, Any] = {"images": np.asarray(images)}
-    assert parts["images"].dtype == np.uint8 and parts["images"].ndim == 4, "images are uint8 (N, H, W, C)"
+    assert (parts["images"].dtype, parts["images"].ndim) == (np.uint8, 4), "images are uint8 (N, H, W, C)"
     if labels is not None:
         parts["labels"] = np.asarray(labels).astype(np.int64)
         assert parts["labels"].shape == parts["images"].shape[:1], "one label an image"

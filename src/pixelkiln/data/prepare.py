@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.recipe import DataConfig
 from ..core.types import UserError
 
-__all__ = ["check_config", "prepare", "size_for", "to_channels"]
+__all__ = ["check_config", "prepare", "resize", "size_for", "to_channels"]
 
 CHUNK = 2**24  # scalars that are resized at once, which bounds the memory for floats
 
@@ -55,7 +55,7 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     if images.shape[2:] == (height, width):
         return images
     num, channels = images.shape[:2]
-    out = torch.empty((num, channels, height, width), dtype=torch.uint8)
+    out = images.new_empty((num, channels, height, width))
     rows = max(1, CHUNK // (channels * max(height * width, images[0, 0].numel())))
     for part, target in zip(torch.split(images, rows), torch.split(out, rows), strict=True):
         floats = F.interpolate(part.float(), (height, width), mode="bicubic", align_corners=False, antialias=True)

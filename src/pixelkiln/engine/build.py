@@ -61,7 +61,7 @@ def make(stage: Stage, info: DataInfo, parents: Mapping[str, Method], seed: int)
     from ..core.rng import seed_all
 
     seed_all(seed, "init")
-    return stage.method(info, stage.model, parents)  # type: ignore[arg-type, call-arg]
+    return stage.method(info, stage.model, parents)  # type: ignore[call-arg]
 
 
 def load_parents(opened: Opened, instead: Mapping[str, str] | None = None, recipe_name: str | None = None) -> dict[str, Method]:

@@ -83,7 +83,7 @@ class Extractor:
 
     def __init__(self, name: str, net: Classifier, shape: ImageShape, classes: tuple[str, ...], folder: Path, weights: str) -> None:
         self.name, self.shape, self.classes, self.folder, self.weights = name, shape, classes, folder, weights
-        self.net = net.eval().requires_grad_(False)
+        self.net: Classifier = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.accuracy: float | None = None
 
     @property
@@ -241,7 +241,7 @@ def _train(net: Classifier, images: Tensor, labels: Tensor, config: ExtractorCon
             u = step / steps
             opt.param_groups[0]["lr"] = config.lr * (u / 0.25 if u < 0.25 else (1 + math.cos(math.pi * (u - 0.25) / 0.75)) / 2)
             x, y = next(batches)
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):  # a caller's autocast would keep stale casts
                 loss = F.cross_entropy(net(x).float(), y)
             opt.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

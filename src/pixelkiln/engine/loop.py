@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 from ..core.protocols import Fit, Method, Update
 from ..core.recipe import TrainConfig
 from ..core.rng import seed_all
-from ..core.types import Batch, Moment, UserError
-
+from ..core.types import Batch, Moment
 from .ema import Average
 from .optim import build, lr_at, pack, unpack
 from .where import Where
@@ -30,7 +30,7 @@ def only(method: nn.Module, nets: tuple[str, ...]) -> Iterator[None]:
     """Freeze every net of the method but these: no gradients for its parameters, and its normalisation statistics stand still."""
     frozen = [net for name, net in method.named_children() if name not in nets]
     parameters = [p for net in frozen for p in net.parameters() if p.requires_grad]
-    norms = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
+    norms: list[Any] = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
     for p in parameters:
         p.requires_grad_(False)
     for m in norms:
@@ -52,8 +52,6 @@ class Trainer:
 
     def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int], Batch], seed: int, total: int, where: Where) -> None:
         self.method, self.config, self.draw, self.seed, self.total, self.where = method, config, draw, seed, total, where
-        if config.batch % config.accumulate:
-            raise UserError(f"--train.accumulate {config.accumulate} does not divide --train.batch {config.batch}")
         rows = method.updates()
         self.fits = [row for row in rows if isinstance(row, Fit)]
         self.rows = [row for row in rows if isinstance(row, Update)]

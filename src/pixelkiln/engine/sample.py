@@ -15,7 +15,6 @@ from ..core.images import to_uint8
 from ..core.protocols import Codec, Latent, Method
 from ..core.rng import generator, key
 from ..core.types import Ability, Condition, Request, UserError
-
 from .build import Opened, load_method
 from .where import Where
 
@@ -135,24 +134,23 @@ class Trained:
                     path: str = "slerp") -> Tensor:
         """Frames uint8 (frames, C, H, W) between the latents of two seeds, or between two images uint8 (C, H, W) where the method encodes."""
         method = self.method
+        mix = slerp if path == "slerp" else torch.lerp
+        weights = torch.linspace(0, 1, frames).tolist()
+        device = torch.device(self.where.device)
         if images is not None:
             if not isinstance(method, Codec):
                 raise UserError(f"{self.facts['recipe']} cannot encode images: interpolate between seeds (leave the images out)")
-            a, b = (method.encode((i[None].float() / 127.5 - 1).to(self.where.device)) for i in images)
-        elif isinstance(method, Latent):
-            a, b = method.latents(seeds_for(seed, 1)), method.latents(seeds_for(to_seed, 1))
+            a, b = (method.encode((image[None].float() / 127.5 - 1).to(device)) for image in images)
+            with self.where.autocast():
+                x = method.decode(torch.cat([mix(a, b, w) for w in weights]))
         else:
-            raise UserError(f"{self.facts['recipe']} has no latent space to interpolate in")
-        mix = slerp if path == "slerp" else torch.lerp
-        weights = torch.linspace(0, 1, frames).tolist()
-        z = torch.cat([mix(a, b, w) for w in weights]).to(self.where.device)
-        with self.where.autocast():
-            if images is not None:
-                x = method.decode(z)  # type: ignore[attr-defined]
-            else:
-                seeds = seeds_for(seed, 1) * frames
-                cond = self.condition(seeds, label).to(torch.device(self.where.device))
-                x = method.from_latents(z, Request(seeds, cond))  # type: ignore[attr-defined]
+            if not isinstance(method, Latent):
+                raise UserError(f"{self.facts['recipe']} has no latent space to interpolate in")
+            a, b = method.latents(seeds_for(seed, 1)), method.latents(seeds_for(to_seed, 1))
+            seeds = seeds_for(seed, 1) * frames
+            request = Request(seeds, self.condition(seeds, label).to(device))
+            with self.where.autocast():
+                x = method.from_latents(torch.cat([mix(a, b, w) for w in weights]).to(device), request)
         return to_uint8(x.float().clamp(-1, 1)).cpu()
 
 

@@ -101,7 +101,10 @@ class Where:
         """Move the method and its parents here, convolutions channels-last; compile its networks if asked."""
         for parent in method.parents.values():
             self.place(parent)
-        method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.to(self.device)
+        for p in method.parameters():
+            if p.ndim == 4:
+                p.data = p.data.to(memory_format=torch.channels_last)
         if self.compile:
             for net in method.children():
                 net.compile()

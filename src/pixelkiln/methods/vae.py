@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from ..core import rng
 from ..core.protocols import Codec, Latent, Likelihood, Method, Score, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.convae import ConvDecoder, ConvEncoder
 from ..nets.mlp import MLPDecoder, MLPEncoder

@@ -1,0 +1,86 @@
+"""What a training command says, and the number of steps that it comes to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.protocols import Method
+from ..core.recipe import Stage
+from ..core.types import UserError
+from ..data import Feed, ImageSet
+from .build import make
+from .log import Log, duration
+from .loop import Trainer
+from .sample import preview
+from .where import Where
+
+__all__ = ["SAMPLES", "Budget", "Order", "plan"]
+
+SAMPLES = 10  # sample grids in a run
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long: one of steps, images, seconds; none of them = as the recipe says."""
+
+    steps: int | None = None
+    images: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything that a training command says. `recipe` is a name, `changes` are dotted overrides."""
+
+    recipe: str
+    source: str
+    out: Path
+    size: str = "small"
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+    changes: Mapping[str, str] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+
+
+def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Method], where: Where, log: Log, trains: bool) -> tuple[int, dict[str, Any]]:
+    """Number of steps, and how it came about. A wall-clock budget is turned into steps by timing a throw-away copy."""
+    config, budget = stage.train, order.budget
+    if config.batch % config.accumulate:
+        raise UserError(f"--train.accumulate {config.accumulate} does not divide --train.batch {config.batch}")
+    if not trains:
+        return 0, {"by": "nothing to train in steps"}
+    if budget.seconds is None:
+        if budget.images is not None:
+            return max(1, math.ceil(budget.images / config.batch)), {"by": "images", "images": budget.images}
+        return budget.steps or config.steps, {"by": "steps" if budget.steps else "recipe"}
+    start = time.perf_counter()
+    copy = make(stage, data.info, parents, order.seed)
+    where.place(copy)
+    feed = Feed(data, config.batch, stage.data, order.seed, where.device, channels_last=True)
+    trial = Trainer(copy, config, feed.batch, order.seed, config.steps, where)
+    if not trial.rows:
+        return 0, {"by": "closed form"}
+    trial.step(0)
+    trial.step(1)
+    trial.look()
+    spent: list[float] = []
+    while len(spent) < 5 or (sum(spent) < min(5.0, budget.seconds / 20) and len(spent) < 200):
+        begin = time.perf_counter()
+        trial.step(len(spent) + 2)
+        trial.look()
+        spent.append(time.perf_counter() - begin)
+    begin = time.perf_counter()
+    with trial.sampling():
+        preview(copy, 64, where)
+    grids = SAMPLES * (time.perf_counter() - begin)
+    per_step = sorted(spent)[len(spent) // 2]
+    left = budget.seconds - (time.perf_counter() - start) - grids
+    total = max(1, int(left / per_step))
+    log.say(f"budget {duration(budget.seconds)}: {total} steps of {per_step * 1e3:.1f} ms ({config.batch / per_step:.0f} images/s)")
+    return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": len(spent)}
