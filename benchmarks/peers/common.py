@@ -94,4 +94,5 @@ def finish(name: str, clock: Clock, out: Path, samples: Tensor, labels: Tensor |
     np.savez_compressed(out, **arrays)
     line = {"name": name, "steps": clock.steps, "images": clock.images, "seconds": round(clock.seconds, 2)}
     line |= {"images_per_s": round(clock.images / clock.seconds, 2), "sample_images_per_s": round(len(images) / seconds, 3)}
-    print(json.dumps(line | {"n": len(images), "out": str(out), "torch": torch.__version__, "threads": torch.get_num_threads()}), flush=True)
+    line |= {"n": len(images), "out": str(out), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    print(json.dumps(line), flush=True)

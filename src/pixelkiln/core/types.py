@@ -88,7 +88,8 @@ class Condition:
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
         moved: dict[str, Any] = {name: getattr(self, name) for name in self.given()}
-        return Condition(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        return Condition(**moved)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def check_config(config: DataConfig) -> None:
     for name, least in (("resolution", 1), ("at_least", 1), ("multiple", 1), ("translate", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
-            raise UserError(f"--data.{name.replace('_', '-')} {value}: must be at least {least}")
+            raise UserError(f"--data.{name} {value}: must be at least {least}")
 
 
 def size_for(height: int, width: int, config: DataConfig) -> tuple[int, int]:

@@ -244,7 +244,7 @@ def _train(net: Classifier, images: Tensor, labels: Tensor, config: ExtractorCon
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):  # a caller's autocast would keep stale casts
                 loss = F.cross_entropy(net(x).float(), y)
             opt.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             opt.step()
             if (step + 1) % max(1, steps // 10) == 0:
                 say(f"feature extractor: {100 * (step + 1) // steps} %, cross-entropy {loss.item():.3f}")

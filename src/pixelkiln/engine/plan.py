@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Order:
     changes: Mapping[str, str] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+
+    def asked(self) -> dict[str, Any]:
+        """What was said about the recipe and its length, for a resumed run to be held against."""
+        return {"changes": dict(self.changes), "budget": {k: v for k, v in asdict(self.budget).items() if v is not None}}
 
 
 def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Method], where: Where, log: Log, trains: bool) -> tuple[int, dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch
 
 from ..core.catalog import find, override, stages_to_json
 from ..core.files import write_json
+from ..core.protocols import Update
 from ..core.recipe import DataConfig, Recipe, Stage
 from ..core.runs import Run
 from ..core.types import UserError
@@ -74,11 +75,11 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         if facts["data"]["digest"] != data.digest():
             raise UserError(f"{order.source} has changed since {run.path} was begun; train anew with another --out")
     else:
-        total, how = plan(order, stage, data, methods, where, log, bool(method.updates()))
+        total, how = plan(order, stage, data, methods, where, log, any(isinstance(row, Update) for row in method.updates()))
         parts = {role: {"run": os.path.relpath(roles[role], run.path), "digest": parent_digest(o)} for role, (_, o) in parents.items()}
         facts = {
             "recipe": order.recipe, "size": order.size, "stage": stage.name, "seed": order.seed, "stages": stages_to_json(recipe.stages),
-            "data": _data_facts(order.source, data), "parents": parts, "total": total, "plan": how, "command": order.command,
+            "data": _data_facts(order.source, data), "parents": parts, "total": total, "plan": how, "asked": order.asked(), "command": order.command,
             "where": {**asdict(where), "processor": processor()}, "versions": versions(),
             "parameters": sum(p.numel() for p in method.parameters()),
         }
@@ -97,6 +98,9 @@ def _data_facts(source: str, data: ImageSet) -> dict[str, Any]:
 
 def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Stage, where: Where, log: Log) -> tuple[Order, Recipe, Stage, Where]:
     """A resumed run keeps the plan, configuration and precision with which it was begun."""
+    asked = order.asked()
+    if any(asked.values()) and asked != facts["asked"]:
+        raise UserError(f"{order.out} was begun with other options or another budget, which a resumed run keeps: leave them out, or train anew")
     begun = facts["where"]
     if begun["threads"] != where.threads or begun["device"] != where.device:
         log.say(f"note: begun on {begun['device']} with {begun['threads']} threads, now {where.device} with {where.threads}: "

@@ -35,7 +35,7 @@ def processor() -> str:
 
 def _race(device: torch.device) -> float:
     """Time of a small convolution block's forward and backward pass, fp32 over bf16: the best of several, taken in turns."""
-    net = nn.Sequential(*[nn.Conv2d(64, 64, 3, padding=1) for _ in range(2)]).to(device, memory_format=torch.channels_last)
+    net = nn.Sequential(*[nn.Conv2d(64, 64, 3, padding=1) for _ in range(2)]).to(device)
     x = torch.randn(32, 64, 16, 16, device=device).to(memory_format=torch.channels_last)
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     best = {False: float("inf"), True: float("inf")}

@@ -131,13 +131,13 @@ def ddpm(size: Size = "small") -> Recipe:
     net = by_size(
         size,
         tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=64, mults=(1, 2), blocks=2, attention=(1,), patch=2),
+        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
         base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1),
     )
     model = DDPMConfig(net, dim=by_size(size, tiny=32, small=256, base=512))
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=500_000),
-        batch=by_size(size, tiny=32, small=128, base=256),
+        batch=by_size(size, tiny=32, small=64, base=256),
         opts={"main": OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=2e-4), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")},
         ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
     )

@@ -1,6 +1,6 @@
 """The variational autoencoder (Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv 1312.6114).
 
-Idea: a decoder turns z ~ N(0, I) into the parameters of a distribution p(x|z) over images, and an encoder turns an image into
+Idea: a decoder turns z ~ p(z) into the parameters of a distribution p(x|z) over images, and an encoder turns an image into
 q(z|x) = N(mu(x), sigma^2(x)), a guess at which z it came from. Both are trained to raise the evidence lower bound (eq. 3)
 
     log p(x) >= L(x) = E_q[log p(x|z)] - KL(q(z|x) || p(z)),
@@ -8,9 +8,12 @@ q(z|x) = N(mu(x), sigma^2(x)), a guess at which z it came from. Both are trained
 with z = mu + sigma * eps, so that the gradient flows through the sample (section 2.4, eq. 10). Terms are summed over pixels and
 latent units and averaged over the batch, in nats; `beta` (Higgins et al. 2017) weighs the KL in those units, at any resolution.
 
+Prior: `normal` is N(0, I). No encoder fills N(0, I) evenly, and what decodes from its holes are the ugly samples of plain VAEs; `flow`
+learns p(z) instead, as z = g(u) with u ~ N(0, I) and an invertible g (Chen et al., Variational Lossy Autoencoder, 2017, arXiv 1611.02731).
 Likelihoods: `bernoulli` models dynamically binarized images (every step draws its own), `gaussian` the density of dequantized 8-bit
 images, `logistic` the 256 levels themselves; the last two with one learned scale per channel. Samples are decoder means, not draws
 from p(x|z). The test score is the importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8).
+Codes and latents are u throughout (u = z under the normal prior).
 """
 
 from __future__ import annotations
@@ -25,9 +28,10 @@ from torch import Tensor, nn
 
 from ..core import rng
 from ..core.protocols import Codec, Latent, Likelihood, Method, Score, Update
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.convae import ConvDecoder, ConvEncoder
-from ..nets.mlp import MLPDecoder, MLPEncoder
+from ..nets.mlp import CouplingFlow, MLPDecoder, MLPEncoder
 from ..objectives import likelihoods as lik
 from ..objectives import variational as vi
 
@@ -35,6 +39,7 @@ __all__ = ["VAE", "Config", "vae", "vae_mlp"]
 
 CHUNK = 2048  # images decoded at once for the importance-weighted bound
 SCALE_SPEED = 10.0  # the log-scales learn so many times faster than the weights
+PAPER = "Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv 1312.6114"
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,13 @@ class Config:
     width: int = 32  # mlp: hidden units; conv: channels of the largest map
     depth: int = 0  # mlp: hidden layers; conv: residual blocks at every size
     hidden: int = 256  # conv: units of the layer next to z
+    prior: Literal["normal", "flow"] = "normal"
+    flow_width: int = 64  # hidden units of a coupling
+    flow_layers: int = 6
     likelihood: Literal["bernoulli", "gaussian", "logistic"] = "logistic"
     beta: float = 1.0
     warmup: float = 0.0
-    free_bits: float = 0.0  # nats per latent unit that cost the same whether used or not
+    free_bits: float = 0.0  # nats per latent unit that cost the same whether used or not (normal prior)
 
 
 @final
@@ -68,16 +76,13 @@ class Decoder(nn.Module):
 
 @final
 class VAE(Method, Codec, Latent, Likelihood):
-    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z)."""
-
-    averaged = ("encoder", "decoder")
+    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned."""
 
     def __init__(self, info: DataInfo, config: Config, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
-        if config.latent < 1 or config.beta < 0 or config.free_bits < 0:
-            raise UserError("a VAE needs --model.latent of at least 1, and --model.beta and --model.free_bits of at least 0")
-        self.config = config
-        shape, c = info.shape, config
+        _check(config)
+        self.config = c = config
+        shape = info.shape
         if c.net == "mlp":
             self.encoder: nn.Module = MLPEncoder(shape, 2 * c.latent, c.width, c.depth)
             net: nn.Module = MLPDecoder(c.latent, shape, c.width, c.depth)
@@ -85,13 +90,15 @@ class VAE(Method, Codec, Latent, Likelihood):
             self.encoder = ConvEncoder(shape, 2 * c.latent, c.width, c.depth, c.hidden)
             net = ConvDecoder(c.latent, shape, c.width, c.depth, c.hidden)
         self.decoder = Decoder(net, None if c.likelihood == "bernoulli" else shape.channels)
+        self.prior = CouplingFlow(c.latent, c.flow_width, c.flow_layers) if c.prior == "flow" else None
+        self.averaged = ("encoder", "decoder") if self.prior is None else ("encoder", "decoder", "prior")
 
     def updates(self) -> Sequence[Update]:
-        return (Update("elbo", ("encoder", "decoder"), self.loss, opt="main"),)
+        return (Update("elbo", self.averaged, self.loss, opt="main"),)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and log sigma^2 of q(z|x), (B, J) each, for what `observed` returns."""
-        mean, log_var = self.encoder(x).float().chunk(2, dim=1)
+        mean, log_var = self.encoder((x + 1) / 2).float().chunk(2, dim=1)  # black is 0, as padding is
         return mean, log_var.clamp(-30, 20)
 
     def observed(self, x: Tensor, u: Tensor) -> Tensor:
@@ -106,12 +113,15 @@ class VAE(Method, Codec, Latent, Likelihood):
     def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), (B,), for what `observed` returns and z (B, J)."""
         out, log_scale = self.decoder(z)
-        match self.config.likelihood:
-            case "bernoulli":
-                return lik.bernoulli_log_prob((x + 1) / 2, out)
-            case "gaussian":
-                return lik.gaussian_log_prob(x, out, log_scale)
-        return lik.logistic_log_prob(x, out, log_scale)
+        if log_scale is None:
+            return lik.bernoulli_log_prob((x + 1) / 2, out)
+        log_prob = lik.gaussian_log_prob if self.config.likelihood == "gaussian" else lik.logistic_log_prob
+        return log_prob(x, out, log_scale)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """log p(z), (...,), for z (..., J); under the flow log N(g^-1(z); 0, I) + log |det dg^-1/dz|."""
+        u, log_det = (z, 0.0) if self.prior is None else self.prior.inverse(z)
+        return vi.log_normal(u, torch.zeros_like(u), torch.zeros_like(u)) + log_det
 
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """-L(x) averaged over the batch, in nats, with `beta`, warm-up and free bits; `rec` and `kl` are the plain terms."""
@@ -120,12 +130,17 @@ class VAE(Method, Codec, Latent, Likelihood):
         mean, log_var = self.posterior(x)
         z = vi.reparameterize(mean, log_var, torch.randn_like(mean))
         rec = -self.log_likelihood(x, z).mean()
-        kl = vi.kl_per_unit(mean, log_var)  # (B, J)
-        cost = c.beta * vi.warmed_up(moment.progress, c.warmup) * (vi.free_bits(kl, c.free_bits) if c.free_bits else kl.sum(1).mean())
-        terms = {"loss": rec + cost, "rec": rec, "kl": kl.sum(1).mean(), "kl_unit_max": kl.mean(0).max(), "active_units": vi.active_units(mean)}
+        if self.prior is None:
+            units = vi.kl_per_unit(mean, log_var)  # (B, J)
+            kl = units.sum(1).mean()
+        else:
+            kl = (vi.log_normal(z, mean, log_var) - self.log_prior(z)).mean()
+        cost = vi.free_bits(units, c.free_bits) if c.free_bits else kl
+        terms = {"rec": rec, "kl": kl, "active_units": vi.active_units(mean)}
         if self.per_dim is not None:
-            terms["bits_per_dim"] = lik.bits_per_dim(-(rec + terms["kl"]), self.shape.numel, self.per_dim)
-        return {name: term if name == "loss" else term.detach() for name, term in terms.items()}
+            terms["bits_per_dim"] = lik.bits_per_dim(-(rec + kl), self.shape.numel, self.per_dim)
+        weight = c.beta * vi.warmed_up(moment.progress, c.warmup)
+        return {"loss": rec + weight * cost} | {name: term.detach() for name, term in terms.items()}
 
     @property
     def per_dim(self) -> float | None:
@@ -133,12 +148,13 @@ class VAE(Method, Codec, Latent, Likelihood):
         return {"bernoulli": None, "gaussian": math.log(2 / 255), "logistic": 0.0}[self.config.likelihood]
 
     def encode(self, x: Tensor) -> Tensor:
-        """Posterior means (B, J)."""
-        return self.posterior(x)[0]
+        """Codes of the posterior means, (B, J)."""
+        mean, _ = self.posterior(x)
+        return mean if self.prior is None else self.prior.inverse(mean)[0]
 
     def decode(self, z: Tensor) -> Tensor:
-        """Decoder means (B, C, H, W) in [-1, 1] for z (B, J)."""
-        out, _ = self.decoder(z)
+        """Decoder means (B, C, H, W) in [-1, 1] for codes (B, J)."""
+        out, _ = self.decoder(z if self.prior is None else self.prior(z))
         return 2 * torch.sigmoid(out) - 1 if self.config.likelihood == "bernoulli" else out.clamp(-1, 1)
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
@@ -148,7 +164,7 @@ class VAE(Method, Codec, Latent, Likelihood):
         return self.decode(z)
 
     def draw(self, request: Request) -> Tensor:
-        """Decoder means for z ~ N(0, I)."""
+        """Decoder means for codes from N(0, I)."""
         return self.decode(self.latents(request.seeds))
 
     @torch.no_grad()
@@ -174,5 +190,51 @@ class VAE(Method, Codec, Latent, Likelihood):
         z = vi.reparameterize(mean, log_var, eps)  # (k, B, J)
         xs = x.expand(k, *x.shape).flatten(0, 1)  # (k B, C, H, W)
         log_p_x = self.log_likelihood(xs, z.flatten(0, 1)).unflatten(0, (k, len(x)))
-        prior = vi.log_normal(z, torch.zeros_like(z), torch.zeros_like(z))
-        return log_p_x + prior - vi.log_normal(z, mean, log_var)
+        return log_p_x + self.log_prior(z) - vi.log_normal(z, mean, log_var)
+
+
+def _check(c: Config) -> None:
+    """Refuse what cannot be, before anything is built."""
+    least = 2 if c.prior == "flow" else 1
+    if c.latent < least:
+        raise UserError(f"--model.latent is {c.latent}: a VAE with a {c.prior} prior needs at least {least}")
+    if min(c.beta, c.warmup, c.free_bits) < 0:
+        raise UserError("--model.beta, --model.warmup and --model.free_bits cannot be negative")
+    if c.free_bits and c.prior == "flow":
+        raise UserError("--model.free_bits counts nats per unit, which a flow prior does not have: set --model.prior normal")
+
+
+def vae(size: Size = "small") -> Recipe:
+    """A convolutional VAE with a learned prior and 256-level likelihood, for grey and color images with sides that are multiples of 4."""
+    model = by_size(
+        size,
+        tiny=Config(latent=4, width=4, hidden=16, prior="flow", flow_width=8, flow_layers=2),
+        small=Config(latent=20, width=16, hidden=256, prior="flow"),
+        base=Config(latent=64, width=64, depth=2, hidden=512, prior="flow", flow_width=256, flow_layers=8),
+    )
+    opt = OptConfig(lr=2e-3, decay="cosine", final=0.02)
+    train = TrainConfig(
+        steps=by_size(size, tiny=200, small=20_000, base=100_000),
+        batch=by_size(size, tiny=32, small=128, base=256),
+        opts={"main": opt},
+        ema=EmaConfig(half_life=50_000),
+    )
+    stage = Stage(method=VAE, model=model, data=DataConfig(multiple=4), train=train)
+    return Recipe((stage,), family="vae", paper=PAPER, summary="convolutional VAE with a learned prior: fast, blurry, with a likelihood")
+
+
+def vae_mlp(size: Size = "small") -> Recipe:
+    """The 784-400-20 VAE of the paper's appendix C, Bernoulli on dynamically binarized images, for any shape."""
+    model = by_size(
+        size,
+        tiny=Config(latent=4, net="mlp", width=16, depth=1, likelihood="bernoulli"),
+        small=Config(latent=20, net="mlp", width=400, depth=1, likelihood="bernoulli"),
+        base=Config(latent=50, net="mlp", width=1000, depth=2, likelihood="bernoulli"),
+    )
+    train = TrainConfig(
+        steps=by_size(size, tiny=200, small=20_000, base=100_000),
+        batch=by_size(size, tiny=32, small=128, base=128),
+        opts={"main": OptConfig(lr=1e-3)},
+    )
+    stage = Stage(method=VAE, model=model, train=train)
+    return Recipe((stage,), family="vae", paper=PAPER, summary="the first VAE: two perceptrons, binarized images")

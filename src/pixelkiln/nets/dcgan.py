@@ -12,6 +12,8 @@ from ..core.types import ImageShape, UserError
 
 __all__ = ["Discriminator", "Generator", "stem", "with_standing_stats"]
 
+MOMENTUM = 0.1  # of the running statistics: the new batch's share
+
 
 def stem(shape: ImageShape) -> tuple[int, int, int]:
     """The grid that doubling starts from and the number of doublings, (h, w, k): H = h 2^k and W = w 2^k with h, w in 4..15 and
@@ -20,7 +22,8 @@ def stem(shape: ImageShape) -> tuple[int, int, int]:
     while h % 2 == 0 and w % 2 == 0 and min(h, w) >= 8:
         h, w, k = h // 2, w // 2, k + 1
     if k == 0 or min(h, w) < 4 or max(h, w) > 15:
-        raise UserError(f"dcgan doubles a grid of 4 to 15 and cannot reach {shape.height}x{shape.width} pixels: give --data.resolution 32 or 64")
+        size = f"{shape.height}x{shape.width}"
+        raise UserError(f"dcgan doubles a grid of 4 to 15 pixels and cannot reach {size}: give --data.resolution 32 or 64")
     return h, w, k
 
 
@@ -54,9 +57,9 @@ class Generator(nn.Module):
         top = c[-1]
         self.grid = (h, w, top)
         self.stem = nn.Linear(latent, h * w * top, bias=False)  # a transposed convolution of a 1 x 1 image
-        blocks: list[nn.Module] = [nn.BatchNorm2d(top), nn.ReLU(inplace=True)]
+        blocks: list[nn.Module] = [nn.BatchNorm2d(top, momentum=MOMENTUM), nn.ReLU(inplace=True)]
         for high, low in reversed(list(pairwise(c))):
-            blocks += [nn.ConvTranspose2d(low, high, 4, 2, 1, bias=False), nn.BatchNorm2d(high), nn.ReLU(inplace=True)]
+            blocks += [nn.ConvTranspose2d(low, high, 4, 2, 1, bias=False), nn.BatchNorm2d(high, momentum=MOMENTUM), nn.ReLU(inplace=True)]
         blocks += [nn.ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
         self.blocks = nn.Sequential(*blocks)
         init_weights(self)
@@ -64,7 +67,8 @@ class Generator(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """z (n, d) -> x (n, C, H, W)."""
         h = self.stem(z).unflatten(1, self.grid).permute(0, 3, 1, 2)  # (n, top, h, w), already channels last
-        return self.blocks(h)
+        x: Tensor = self.blocks(h)
+        return x
 
 
 class Discriminator(nn.Module):
@@ -85,25 +89,26 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, C, H, W) -> logits (n,)."""
-        return self.blocks(x).flatten()
+        logits: Tensor = self.blocks(x).flatten()
+        return logits
 
 
-def with_standing_stats(net: nn.Module, z: Tensor, reference: Tensor) -> Tensor:
-    """net(z) with every BatchNorm's statistics measured on the reference latents (m, d): "standing statistics".
+def with_standing_stats(net: Generator, z: Tensor, reference: Tensor) -> Tensor:
+    """G(z) (n, C, H, W) with every BatchNorm's statistics measured on reference latents (m, d): "standing statistics".
 
-    They belong to the very weights that draw (running ones lag behind, and do not fit averaged weights at all), and row i
-    depends on z[i] alone. The net, its own buffers included, is left as it was; gradients flow to z. (Brock et al. 2019,
-    arXiv 1809.11096, appendix B, for the need of them.)
+    They belong to the very weights that draw (running ones lag behind, and were gathered by other weights than averaged ones),
+    and row i depends on z[i] alone. The net, its own buffers included, is left as it was; gradients flow to z.
+    (Brock et al. 2019, arXiv 1809.11096, has them for the same reason.)
     """
     stats = {name: torch.zeros_like(buffer) for name, buffer in net.named_buffers()}
-    momenta = {f"{name}.": m.momentum for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
     training = net.training
     try:
         with torch.no_grad():
-            functional_call(net.train(), stats, (reference,))  # from zero, one call leaves momentum * statistic
-            for prefix, momentum in momenta.items():
-                stats[prefix + "running_mean"] /= momentum
-                stats[prefix + "running_var"] /= momentum
-        return functional_call(net.eval(), stats, (z,))
+            functional_call(net.train(), stats, (reference,))  # from zero, one call leaves MOMENTUM * statistic
+            for name in stats:
+                if name.endswith(("running_mean", "running_var")):
+                    stats[name] /= MOMENTUM
+        x: Tensor = functional_call(net.eval(), stats, (z,))
+        return x
     finally:
         net.train(training)

@@ -1,15 +1,17 @@
-"""Multilayer perceptrons from images to vectors and back: the 784-400-20 of Kingma and Welling (2014, appendix C), for any shape."""
+"""Networks on vectors: multilayer perceptrons from images to vectors and back (the 784-400-20 of Kingma and Welling 2014, appendix C,
+for any shape), and an invertible one made of affine couplings (Dinh et al., Density Estimation Using Real NVP, 2017, arXiv 1605.08803)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ..core.types import ImageShape
 
-__all__ = ["MLPDecoder", "MLPEncoder"]
+__all__ = ["CouplingFlow", "MLPDecoder", "MLPEncoder"]
 
 
 def _stack(sizes: Sequence[int]) -> nn.Sequential:
@@ -41,3 +43,38 @@ class MLPDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return self.net(z).unflatten(1, tuple(self.shape))
+
+
+class CouplingFlow(nn.Module):
+    """An invertible map u (..., J) <-> z (..., J), J >= 2: each layer shifts and scales one half of the vector as the other half says,
+    then reverses its order. Scales are within e^-2 .. e^2 a layer, and the whole map starts as the identity but for the order."""
+
+    def __init__(self, dims: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.sizes = [dims // 2, dims - dims // 2]
+        self.nets = nn.ModuleList(_stack([self.sizes[0], width, width, 2 * self.sizes[1]]) for _ in range(layers))
+        for net in self.nets:
+            nn.init.zeros_(net[-1].weight)
+            nn.init.zeros_(net[-1].bias)
+
+    def _affine(self, net: nn.Module, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift t and log-scale s, (..., J - J // 2) each."""
+        t, s = net(a).float().chunk(2, dim=-1)
+        return t, 2 * torch.tanh(s / 2)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """z = g(u): b <- b * exp(s(a)) + t(a), layer by layer. (Dinh et al. 2017, eq. 7.)"""
+        for net in self.nets:
+            a, b = u.split(self.sizes, dim=-1)
+            t, s = self._affine(net, a)
+            u = torch.cat([a, b * torch.exp(s) + t], dim=-1).flip(-1)
+        return u
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """u = g^-1(z), (..., J), and log |det du/dz|, (...,). (Dinh et al. 2017, eq. 6 and 8.)"""
+        log_det = torch.zeros(z.shape[:-1], device=z.device)
+        for net in reversed(self.nets):
+            a, b = z.flip(-1).split(self.sizes, dim=-1)
+            t, s = self._affine(net, a)
+            z, log_det = torch.cat([a, (b - t) * torch.exp(-s)], dim=-1), log_det - s.sum(-1)
+        return z, log_det

@@ -1,7 +1,8 @@
 """The U-Net of diffusion models: residual blocks, attention at the coarse levels, and one vector that scales and shifts every block.
 
 Ho et al. 2020 (arXiv 2006.11239, appendix B) with the scale-shift conditioning of Nichol and Dhariwal 2021 (arXiv 2102.09672,
-section 3). Images may be cut into patches first (pixel_unshuffle): the same depth at a quarter of the arithmetic.
+section 3). The norms have one group: on a processor, channels-last, 32 groups cost 14 times as much, nearly as much as the convolution
+(21 against 1.5 ms, 64 x 128 x 14 x 14 in bf16, forward and backward). Images may be cut into patches first (pixel_unshuffle): the same depth at a quarter of the arithmetic.
 
 Legend: B batch, C channels, H W height and width of a level, D the vector's dimension.
 """
@@ -44,20 +45,15 @@ def zeros(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-def groups(channels: int) -> int:
-    """Groups of GroupNorm: 32 at most, of 8 channels or more."""
-    return max(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0 and channels // g >= min(8, channels))
-
-
 class Block(nn.Module):
     """Residual block: h = conv(silu(norm x)); h = conv(silu(norm(h) (1 + scale) + shift)); skip(x) + h."""
 
     def __init__(self, c_in: int, c_out: int, dim: int, dropout: float, attend: bool) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups(c_in), c_in)
+        self.norm1 = nn.GroupNorm(1, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.affine = nn.Linear(dim, 2 * c_out)
-        self.norm2 = nn.GroupNorm(groups(c_out), c_out, affine=False)
+        self.norm2 = nn.GroupNorm(1, c_out, affine=False)
         self.dropout = dropout
         self.conv2 = zeros(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
@@ -100,7 +96,7 @@ class UNet(nn.Module):
                 c = width
             if i:
                 self.up.append(nn.Conv2d(c, c, 3, padding=1))
-        self.norm = nn.GroupNorm(groups(c), c)
+        self.norm = nn.GroupNorm(1, c)
         self.head = zeros(nn.Conv2d(c, raw, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, vec: Tensor) -> Tensor:
