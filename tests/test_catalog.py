@@ -109,7 +109,7 @@ def test_resumed_training_equals_unbroken_training_bit_for_bit(name: str) -> Non
     first = trainer(name)
     for k in range(2 if first.rows else 0):
         first.step(k)
-    groups = {g: {k: v.clone() for k, v in t.items()} for g, t in first.groups().items()}
+    groups = {g: {k: v.clone(memory_format=torch.contiguous_format) for k, v in t.items()} for g, t in first.groups().items()}
     recipe, method, feed = built(name, seed=0)
     with torch.no_grad():
         for p in method.parameters():

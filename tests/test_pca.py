@@ -15,7 +15,7 @@ from torch import Tensor
 from pixelkiln.core.protocols import Fit
 from pixelkiln.core.types import Batch, DataInfo, ImageShape, Request, UserError
 from pixelkiln.methods import pca as module
-from pixelkiln.methods.pca import MIN_NOISE, PCA, Config, pca
+from pixelkiln.methods.pca import MIN_NOISE, PCA, PCAConfig, pca
 
 GEN = torch.Generator()
 
@@ -31,7 +31,7 @@ def correlated(n: int, shape: ImageShape, seed: int = 0) -> Tensor:
 
 def fitted(x: Tensor, components: int, batch: int = 50, **options: bool) -> PCA:
     """A PCA fitted to images x, streamed in batches (the last one smaller)."""
-    method = PCA(DataInfo(ImageShape(*x.shape[1:])), Config(components, **options))
+    method = PCA(DataInfo(ImageShape(*x.shape[1:])), PCAConfig(components, **options))
     (row,) = method.updates()
     assert isinstance(row, Fit)
     scalars = row.run(lambda: (Batch(part) for part in x.split(batch)))

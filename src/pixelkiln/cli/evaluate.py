@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from ..core.files import refuse_pickle, write_json
-from ..core.protocols import Likelihood
+from ..core.files import write_json
 from ..core.types import UserError
-from ..data import ImageSet, open_source
-from ..engine.evaluate import evaluate
-from ..engine.features import extractor_for
-from ..engine.likelihood import likelihood
 from ..engine.log import Log
-from ..engine.publish import data_of, publish, save_evaluation
-from ..engine.sample import Trained, generate, load
+from ..engine.measure import measure, measure_images
+from ..engine.sample import load
 from ..metrics.result import Report
 from .options import add_machine, parents, whole
 from .sample import add_knobs, knobs
@@ -41,32 +34,6 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_machine(parser)
 
 
-def reference(source: str, trained: Trained | None) -> tuple[ImageSet, ImageSet]:
-    """The real images as their source has them, so that runs at different resolutions are measured alike; a source of mixed sizes is
-    prepared as the run's own data were."""
-    try:
-        return open_source(source, split="train"), open_source(source, split="test")
-    except UserError:
-        if trained is None:
-            raise
-        return data_of(trained, source)
-
-
-def drawn(args: argparse.Namespace, trained: Trained, test: ImageSet, log: Log) -> tuple[Tensor, Tensor | None]:
-    """Samples of a run and their labels."""
-    from ..core.types import Ability
-
-    source = None
-    if Ability.SOURCE in trained.method.abilities:
-        source = test.images[[i % len(test) for i in range(args.n)]]
-    request = trained.request(args.n, args.seed, args.label, None, source, **knobs(args))
-    with log.meter("sample", args.n, unit="images") as meter:
-        start = time.perf_counter()
-        images = generate(trained.method, request, trained.where, done=meter.at)
-    log.say(f"{args.n} samples at {args.n / (time.perf_counter() - start):.1f} images/s")
-    return images, request.cond.label
-
-
 def table(report: Report) -> Table:
     """The scores as people read them."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
@@ -81,45 +48,21 @@ def table(report: Report) -> Table:
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and bring the run's report up to date."""
     log, path = Log(args.quiet), Path(args.samples)
-    trained = own = None
+    names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent))
-        own = data_of(trained, args.data)
-        train, test = reference(args.data or trained.facts["data"]["source"], trained)
-        images, labels = drawn(args, trained, own[1], log)
+        found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, **knobs(args))
+    elif args.data:
+        found = measure_images(path, args.data, args.seed, names, log)
     else:
-        if not args.data:
-            raise UserError("against which real images? add --data SRC")
-        train, test = reference(args.data, None)
-        refuse_pickle(path)
-        found = open_source(path, split="all")
-        images, labels = found.images, _renamed(found, train)
-    extractor = extractor_for(train, test, log=log.say)
-    names = args.metrics.split(",") if args.metrics else None
-    report = evaluate(images, labels, train, test, extractor, names, args.seed)
-    document = report.to_json()
-    if trained and own and isinstance(trained.method, Likelihood) and not args.metrics:
-        document["likelihood"] = likelihood(trained.method, own[1], args.iw, args.seed, trained.where)
-    Console().print(table(report))
-    for key, value in report.shared().items():
-        print(f"  {key}: {value}")
-    for name, value in document.get("likelihood", {}).items():
+        raise UserError("against which real images? add --data SRC")
+    Console().print(table(found.report))
+    for name, value in {**found.report.shared(), **found.likelihood}.items():
         print(f"  {name}: {value}")
-    for warning in report.warnings:
+    for warning in found.report.warnings:
         log.say(f"note: {warning}")
     if args.json:
-        write_json(args.json, document)
-    if trained and own and not args.metrics and args.data is None:
-        save_evaluation(trained, document)
-        print(f"report: {publish(trained, *own, extractor)}")
+        write_json(args.json, found.to_json())
+    if found.page:
+        print(f"report: {found.page}")
     return 0
-
-
-def _renamed(found: ImageSet, train: ImageSet) -> Tensor | None:
-    """Labels of samples in the numbers of the reference's classes."""
-    if found.labels is None or not train.classes:
-        return None
-    if found.classes and set(found.classes) <= set(train.classes):
-        number = {name: i for i, name in enumerate(train.classes)}
-        return found.labels.clone().apply_(lambda i: number[found.classes[int(i)]])
-    return found.labels

@@ -53,9 +53,12 @@ def pack(opts: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 def unpack(opts: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     """Give the optimisers the state that `pack` took."""
+    params = {name: [p for g in opt.param_groups for p in g["params"]] for name, opt in opts.items()}
     states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in opts}
     for key, value in tensors.items():
         name, i, kind = key.rsplit(".", 2)
-        states[name].setdefault(int(i), {})[kind] = value.clone()  # torch would keep the very same tensor
+        like = params[name][int(i)]  # fused kernels walk memory, so a moment must lie as its parameter does (channels-last, say)
+        own = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.clone()
+        states[name].setdefault(int(i), {})[kind] = own
     for name, opt in opts.items():
         opt.load_state_dict({"state": states[name], "param_groups": opt.state_dict()["param_groups"]})

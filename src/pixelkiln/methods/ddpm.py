@@ -12,7 +12,7 @@ guidance needs (Ho and Salimans 2022, arXiv 2207.12598). Any solver of `pixelkil
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, final
 
 import torch
@@ -87,7 +87,8 @@ class DDPM(Method, Denoiser, Latent):
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """E[x0 | x0 + sigma noise]: xt = alpha x, and the prediction turned into x0."""
-        t = self.path.t_of_ratio(sigma.cpu()).clamp(max=self.path.t_max)
+        exact = sigma.cpu() if sigma.device.type == "mps" else sigma  # the path is in float64, which MPS lacks
+        t = self.path.t_of_ratio(exact).clamp(max=self.path.t_max)
         alpha, s = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t)))  # (B,)
         xt = alpha[:, None, None, None] * x
         out = self.net(xt, t.float().to(x.device), self.condition(cond, len(x))).float()
@@ -121,8 +122,6 @@ class DDPM(Method, Denoiser, Latent):
 
     def from_latents(self, z: Tensor, request: Request) -> Tensor:
         """The probability-flow ODE from that noise (deterministic, DDIM unless the request names another solver)."""
-        from dataclasses import replace
-
         return self._solve(z, replace(request, solver=request.solver or "ddim"), None)
 
 

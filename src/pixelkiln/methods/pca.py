@@ -8,7 +8,7 @@ eigenvectors U of the covariance S = 1/N sum (x - mu)(x - mu)^T,
 
 To sample is to draw z and to compute W z + mu: drawing the unscaled components is the usual mistake. There is nothing to iterate: one
 `Fit` streams over the images, all in float64. Up to `DIRECT` dimensions it gathers S itself; above, it finds U_k by subspace iteration
-with a random start (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4), one pass an iteration, and never holds D x D numbers.
+from a random start (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithm 4.4), one pass an iteration, without D x D numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..core.protocols import Codec, Fit, Latent, Likelihood, Method, Score
 from ..core.recipe import DataConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Batch, DataInfo, Request, UserError
 
-__all__ = ["PCA", "Config", "pca"]
+__all__ = ["PCA", "PCAConfig", "pca"]
 
 DIRECT = 2048  # dimensions up to which the covariance matrix is formed
 OVERSAMPLE, ITERATIONS = 16, 7  # of the subspace iteration
@@ -35,7 +35,7 @@ Passes = Callable[[], Iterable[Batch]]
 
 
 @dataclass(frozen=True)
-class Config:
+class PCAConfig:
     """PCA. `noise` adds sigma * eps to samples: the model's own draws, which look grainy; without it they are its means."""
 
     components: int = 64
@@ -82,10 +82,11 @@ class Gaussian(nn.Module):
 class PCA(Method, Codec, Latent, Likelihood):
     """x = W z + mu + sigma * eps, in closed form."""
 
-    def __init__(self, info: DataInfo, config: Config, parents: Mapping[str, Method] | None = None) -> None:
+    def __init__(self, info: DataInfo, config: PCAConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
         if not 0 < config.components < info.shape.numel:
-            raise UserError(f"--model.components is {config.components}: with images of {info.shape.numel} numbers choose 1 to {info.shape.numel - 1}")
+            most = info.shape.numel - 1
+            raise UserError(f"--model.components is {config.components}: for images of {most + 1} numbers choose 1 to {most}")
         self.config = config
         self.model = Gaussian(info.shape.numel, config.components)
 
@@ -100,7 +101,7 @@ class PCA(Method, Codec, Latent, Likelihood):
         if count <= k:
             raise UserError(f"{count} images cannot give {k} components: set --model.components below {count}, or give more images")
         solve = _eigen_direct if dims <= DIRECT else _eigen_iterated
-        variances, axes, total = solve(_centered(passes, mean), count, dims, k)
+        variances, axes, total = solve(_centered(passes, mean), count, mean, k)
         noise = ((total - variances.sum()) / (dims - k)).clamp_min(MIN_NOISE)  # eq. 8
         signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # (1, k): an axis has no direction of its own
         self.model.mean.copy_(mean)
@@ -152,44 +153,40 @@ def _centered(passes: Passes, mean: Tensor) -> Callable[[], Iterator[Tensor]]:
     return lambda: (batch.x.flatten(1).to(mean) - mean for batch in passes())
 
 
-def _eigen_direct(rows: Callable[[], Iterator[Tensor]], count: int, dims: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _eigen_direct(rows: Callable[[], Iterator[Tensor]], count: int, like: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The k largest eigenvalues (k,) of the covariance, falling, their eigenvectors (D, k), and its trace."""
-    s: Tensor | float = 0.0
+    s = like.new_zeros(len(like), len(like))  # (D, D)
     for r in rows():
-        s = s + r.T @ r / count  # (D, D)
-    assert isinstance(s, Tensor)
+        s += r.T @ r / count
     values, vectors = torch.linalg.eigh(s)  # rising
     return values[-k:].flip(0), vectors[:, -k:].flip(1), s.trace()
 
 
-def _eigen_iterated(rows: Callable[[], Iterator[Tensor]], count: int, dims: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _eigen_iterated(rows: Callable[[], Iterator[Tensor]], count: int, like: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """The same by subspace iteration: Q <- orth(S Q), then the eigenvectors of Q^T S Q (Halko et al. 2011, algorithms 4.4 and 5.3)."""
-    q = torch.linalg.qr(torch.randn(dims, min(k + OVERSAMPLE, dims), generator=rng.generator("pca"), dtype=torch.float64)).Q  # (D, l)
-    total = torch.zeros((), dtype=torch.float64)
-    for i in range(ITERATIONS):
-        y = torch.zeros_like(q)  # S Q
+    start = torch.randn(len(like), min(k + OVERSAMPLE, len(like)), generator=rng.generator("pca"), dtype=torch.float64)
+    y, q, total = start.to(like), start.to(like), like.new_zeros(())
+    for _ in range(ITERATIONS):
+        q, y, total = torch.linalg.qr(y).Q, torch.zeros_like(y), torch.zeros_like(total)  # (D, l), (D, l), ()
         for r in rows():
-            q, y, total = q.to(r), y.to(r), total.to(r)
-            y += r.T @ (r @ q) / count
-            total += (r**2).sum() / count if i == 0 else 0.0
-        if i < ITERATIONS - 1:
-            q = torch.linalg.qr(y).Q
+            y += r.T @ (r @ q) / count  # S Q
+            total += (r**2).sum() / count
     small = q.T @ y  # Q^T S Q, (l, l)
     values, vectors = torch.linalg.eigh((small + small.T) / 2)
     return values[-k:].flip(0), q @ vectors[:, -k:].flip(1), total
 
 
 def pca(size: Size = "small") -> Recipe:
-    """Probabilistic PCA (Tipping and Bishop 1999): the generator that every other one has to beat; fitted in seconds, with an exact likelihood."""
+    """Probabilistic PCA (Tipping and Bishop 1999): fitted in seconds, with an exact likelihood; what every other generator has to beat."""
     stage = Stage(
         method=PCA,
-        model=Config(components=by_size(size, tiny=8, small=64, base=256)),
+        model=PCAConfig(components=by_size(size, tiny=8, small=64, base=256)),
         data=DataConfig(at_least=by_size(size, tiny=1, small=16, base=32)),
         train=TrainConfig(batch=1024),
     )
     return Recipe(
         (stage,),
         family="classical",
-        paper="Tipping and Bishop, Probabilistic Principal Component Analysis, 1999 (Journal of the Royal Statistical Society B 61, 611-622)",
+        paper="Tipping and Bishop, Probabilistic Principal Component Analysis, Journal of the Royal Statistical Society B 61, 1999",
         summary="a Gaussian with few axes, in closed form: exact likelihood, blurry samples",
     )

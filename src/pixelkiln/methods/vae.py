@@ -35,7 +35,7 @@ from ..nets.mlp import CouplingFlow, MLPDecoder, MLPEncoder
 from ..objectives import likelihoods as lik
 from ..objectives import variational as vi
 
-__all__ = ["VAE", "Config", "vae", "vae_mlp"]
+__all__ = ["VAE", "VAEConfig", "vae", "vae_mlp"]
 
 CHUNK = 2048  # images decoded at once for the importance-weighted bound
 SCALE_SPEED = 10.0  # the log-scales learn so many times faster than the weights
@@ -43,7 +43,7 @@ PAPER = "Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv 1312.6
 
 
 @dataclass(frozen=True)
-class Config:
+class VAEConfig:
     """A VAE. beta weighs the KL in ELBO units, and rises to its value over the first `warmup` of training."""
 
     latent: int = 20  # units of z
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
 class VAE(Method, Codec, Latent, Likelihood):
     """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned."""
 
-    def __init__(self, info: DataInfo, config: Config, parents: Mapping[str, Method] | None = None) -> None:
+    def __init__(self, info: DataInfo, config: VAEConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
         _check(config)
         self.config = c = config
@@ -193,7 +193,7 @@ class VAE(Method, Codec, Latent, Likelihood):
         return log_p_x + self.log_prior(z) - vi.log_normal(z, mean, log_var)
 
 
-def _check(c: Config) -> None:
+def _check(c: VAEConfig) -> None:
     """Refuse what cannot be, before anything is built."""
     least = 2 if c.prior == "flow" else 1
     if c.latent < least:
@@ -208,14 +208,14 @@ def vae(size: Size = "small") -> Recipe:
     """A convolutional VAE with a learned prior and 256-level likelihood, for grey and color images with sides that are multiples of 4."""
     model = by_size(
         size,
-        tiny=Config(latent=4, width=4, hidden=16, prior="flow", flow_width=8, flow_layers=2),
-        small=Config(latent=20, width=16, hidden=256, prior="flow"),
-        base=Config(latent=64, width=64, depth=2, hidden=512, prior="flow", flow_width=256, flow_layers=8),
+        tiny=VAEConfig(latent=4, width=4, hidden=16, prior="flow", flow_width=8, flow_layers=2),
+        small=VAEConfig(latent=20, width=16, hidden=256, prior="flow"),
+        base=VAEConfig(latent=64, width=64, depth=2, hidden=512, prior="flow", flow_width=256, flow_layers=8),
     )
     opt = OptConfig(lr=2e-3, decay="cosine", final=0.02)
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=20_000, base=100_000),
-        batch=by_size(size, tiny=32, small=128, base=256),
+        batch=by_size(size, tiny=32, small=64, base=256),
         opts={"main": opt},
         ema=EmaConfig(half_life=50_000),
     )
@@ -227,9 +227,9 @@ def vae_mlp(size: Size = "small") -> Recipe:
     """The 784-400-20 VAE of the paper's appendix C, Bernoulli on dynamically binarized images, for any shape."""
     model = by_size(
         size,
-        tiny=Config(latent=4, net="mlp", width=16, depth=1, likelihood="bernoulli"),
-        small=Config(latent=20, net="mlp", width=400, depth=1, likelihood="bernoulli"),
-        base=Config(latent=50, net="mlp", width=1000, depth=2, likelihood="bernoulli"),
+        tiny=VAEConfig(latent=4, net="mlp", width=16, depth=1, likelihood="bernoulli"),
+        small=VAEConfig(latent=20, net="mlp", width=400, depth=1, likelihood="bernoulli"),
+        base=VAEConfig(latent=50, net="mlp", width=1000, depth=2, likelihood="bernoulli"),
     )
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=20_000, base=100_000),

@@ -45,36 +45,43 @@ class MLPDecoder(nn.Module):
         return self.net(z).unflatten(1, tuple(self.shape))
 
 
+class _Coupling(nn.Module):
+    """Shift t and log-scale s in -2 .. 2, (..., out) each, from one half of a vector, (..., fan_in); both start at 0."""
+
+    def __init__(self, fan_in: int, out: int, width: int) -> None:
+        super().__init__()
+        self.body = _stack([fan_in, width, width])
+        self.head = nn.Linear(width, 2 * out)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        t, s = self.head(torch.relu(self.body(a))).float().chunk(2, dim=-1)
+        return t, 2 * torch.tanh(s / 2)
+
+
 class CouplingFlow(nn.Module):
-    """An invertible map u (..., J) <-> z (..., J), J >= 2: each layer shifts and scales one half of the vector as the other half says,
-    then reverses its order. Scales are within e^-2 .. e^2 a layer, and the whole map starts as the identity but for the order."""
+    """An invertible map u (..., J) <-> z (..., J), J >= 2: each layer scales and shifts one half of the vector as the other half says,
+    and then reverses its order. It starts as the identity, but for the order."""
 
     def __init__(self, dims: int, width: int, layers: int) -> None:
         super().__init__()
         self.sizes = [dims // 2, dims - dims // 2]
-        self.nets = nn.ModuleList(_stack([self.sizes[0], width, width, 2 * self.sizes[1]]) for _ in range(layers))
-        for net in self.nets:
-            nn.init.zeros_(net[-1].weight)
-            nn.init.zeros_(net[-1].bias)
-
-    def _affine(self, net: nn.Module, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift t and log-scale s, (..., J - J // 2) each."""
-        t, s = net(a).float().chunk(2, dim=-1)
-        return t, 2 * torch.tanh(s / 2)
+        self.layers = nn.ModuleList(_Coupling(self.sizes[0], self.sizes[1], width) for _ in range(layers))
 
     def forward(self, u: Tensor) -> Tensor:
         """z = g(u): b <- b * exp(s(a)) + t(a), layer by layer. (Dinh et al. 2017, eq. 7.)"""
-        for net in self.nets:
+        for layer in self.layers:
             a, b = u.split(self.sizes, dim=-1)
-            t, s = self._affine(net, a)
+            t, s = layer(a)
             u = torch.cat([a, b * torch.exp(s) + t], dim=-1).flip(-1)
         return u
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """u = g^-1(z), (..., J), and log |det du/dz|, (...,). (Dinh et al. 2017, eq. 6 and 8.)"""
         log_det = torch.zeros(z.shape[:-1], device=z.device)
-        for net in reversed(self.nets):
+        for layer in reversed(self.layers):
             a, b = z.flip(-1).split(self.sizes, dim=-1)
-            t, s = self._affine(net, a)
+            t, s = layer(a)
             z, log_det = torch.cat([a, (b - t) * torch.exp(-s)], dim=-1), log_det - s.sum(-1)
         return z, log_det

@@ -44,7 +44,7 @@ def binarize(x: Tensor, u: Tensor) -> Tensor:
 def dequantize(x: Tensor, u: Tensor, levels: int = 256) -> Tensor:
     """Uniform noise as wide as one level, x + (2u - 1) / (levels - 1), with u uniform in [0, 1).
 
-    Under it E log p(x + noise) + D log(2 / (levels - 1)) is at most the log-probability of the discrete image (Theis et al. 2016, eq. 3).
+    Under it E log p(x + noise) + D log(2 / (levels - 1)) is at most the log-probability of the discrete image (Theis et al. 2016).
     """
     return x + (2 * u - 1) / (levels - 1)
 
@@ -60,7 +60,7 @@ def bernoulli_log_prob(b: Tensor, logits: Tensor) -> Tensor:
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """sum_d log N(x_d; mean_d, sigma^2), sigma = exp(log_scale), with the term -D/2 log(2 pi sigma^2). (Kingma and Welling 2014, eq. 12.)"""
+    """sum_d log N(x_d; mean_d, sigma^2), sigma = exp(log_scale), with its -D/2 log(2 pi sigma^2). (Kingma and Welling 2014, eq. 12.)"""
     each = -0.5 * ((x - mean) * torch.exp(-log_scale)) ** 2 - log_scale - 0.5 * math.log(2 * math.pi)
     return each.flatten(-3).sum(-1)
 

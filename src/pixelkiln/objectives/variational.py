@@ -15,7 +15,7 @@ __all__ = ["active_units", "free_bits", "importance_bound", "kl_per_unit", "log_
 
 
 def reparameterize(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
-    """z = mean + sigma * eps with eps ~ N(0, I): a sample of q(z|x) with a path for the gradient. (Kingma and Welling 2014, section 2.4.)"""
+    """z = mean + sigma * eps with eps ~ N(0, I): a sample of q(z|x) that gradients pass. (Kingma and Welling 2014, section 2.4.)"""
     return mean + torch.exp(0.5 * log_var) * eps
 
 
@@ -44,7 +44,7 @@ def importance_bound(log_w: Tensor) -> Tensor:
 
 
 def active_units(mean: Tensor) -> Tensor:
-    """Number of latent units whose posterior mean (B, J) varies over the batch: Cov_x(E[z_j|x]) > 0.01. (Burda et al. 2016, section 5.2.)"""
+    """Number of latent units whose posterior mean (B, J) varies over the batch: Var_x(E[z_j|x]) > 0.01. (Burda et al. 2016.)"""
     return (mean.var(0, correction=0) > 0.01).sum()
 
 
