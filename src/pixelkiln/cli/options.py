@@ -33,8 +33,12 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
     def known(self) -> list[str]:
-        """All long options."""
-        return [o for o in self._option_string_actions if o.startswith("--")]
+        """All long options, those of the verb that was asked for included."""
+        found = [o for o in self._option_string_actions if o.startswith("--")]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [o for part in action.choices.values() for o in part.known()]
+        return found
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
