@@ -45,7 +45,7 @@ class DDPMConfig:
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     solver: str = "dpmpp-2m"
     steps: int = 20
-    guidance: float = 1.0
+    guidance: float = 1.25
 
 
 @final
