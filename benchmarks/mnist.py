@@ -26,7 +26,7 @@ KILN = str(Path(sys.executable).with_name("pixelkiln"))
 
 @dataclass(frozen=True)
 class Program:
-    """One row: who trains, for how long, and how many samples are scored (the document's 1,000-step sampler is too slow for 2,000)."""
+    """One row: who trains, for how long, and how many samples are scored (samplers of 1,000 steps are too slow for 2,000)."""
 
     name: str
     kind: str  # kiln, peer or diffusers
@@ -38,8 +38,8 @@ class Program:
 
 ROWS = (
     Program("ddpm", "kiln", "ddpm", 10),
-    Program("diffusers-dpm", "diffusers", "diffusers_unet.py", 10, more=("--sampler", "dpm:50")),
-    Program("document-diffusion", "peer", "document_diffusion.py", 10, n=300),
+    Program("diffusers", "diffusers", "diffusers_unet.py", 10, n=128, more=("--sampler", "ddpm:1000")),
+    Program("document-diffusion", "peer", "document_diffusion.py", 10, n=128),
     Program("vae", "kiln", "vae", 2),
     Program("document-vae", "peer", "document_vae.py", 2),
     Program("dcgan", "kiln", "dcgan", 5),

@@ -59,6 +59,14 @@ def test_a_run_folder_holds_what_the_design_says(runs: Path) -> None:
     assert facts["total"] == 20
 
 
+def test_resuming_needs_the_folder_only(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ddpm", "sdedit"):
+        assert pixelkiln("train", "--resume", "--out", runs / name, "--precision", "fp32") == 0
+        assert "is complete" in capsys.readouterr().err
+    assert pixelkiln("train", "ddpm", "--data", "digits", "--out", runs / "ddpm", "--steps", 30, "--resume", *TINY) == 2
+    assert "another budget" in error_line(capsys)
+
+
 def test_nothing_written_is_a_pickle(runs: Path) -> None:
     allowed = {".json", ".jsonl", ".safetensors", ".png", ".html"}
     assert {p.suffix for p in runs.rglob("*") if p.is_file()} <= allowed

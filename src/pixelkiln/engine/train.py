@@ -105,7 +105,8 @@ def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Sta
     if begun["threads"] != where.threads or begun["device"] != where.device:
         log.say(f"note: begun on {begun['device']} with {begun['threads']} threads, now {where.device} with {where.threads}: "
                 "the result will not be bit for bit that of an unbroken run")
+    parents = {role: str(order.out / part["run"]) for role, part in facts["parents"].items()} | dict(order.parents)
     source = order.source or facts["data"]["source"]
+    begun_order = replace(order, source=source, seed=facts["seed"], size=facts["size"], parents=parents)
     begun_stage = next(s for s in recipe.stages if s.name == stage.name)
-    return (replace(order, source=source, seed=facts["seed"], size=facts["size"]), recipe, begun_stage,
-            replace(where, precision=begun["precision"]))
+    return begun_order, recipe, begun_stage, replace(where, precision=begun["precision"])

@@ -14,7 +14,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v (B, heads, N, d) (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
     The fused kernel, but for short sequences on a processor: there, forward and backward in bf16 took it 32 ms for N = 49 and 112 ms for
-    N = 196, and the two products 4.4 and 30 to 79 ms (64 images, 128 channels, one thread of a Zen 4 core).
+    N = 196, and the two products 4.4 and 30 to 79 ms (64 images, 128 channels, one thread of a Zen 5 core).
     """
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
