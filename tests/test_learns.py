@@ -42,7 +42,6 @@ def test_ddpm_draws_the_digit_that_it_is_asked_for(tmp_path: Path, real: tuple[I
     model = trained(tmp_path, "ddpm", 500, model__net__width="32")
     labels = torch.arange(360) % 10
     report = score(model.sample(360, label="all"), labels, real)
-    print(report)
     assert report["accuracy"].value > 0.9
     assert report["fd"].value < 25
     assert report["coverage"].value > 0.3
@@ -53,7 +52,6 @@ def test_dcgan_shows_every_class(tmp_path: Path, real: tuple[ImageSet, ImageSet,
     images = model.sample(360)
     report = score(images, None, real)
     counts = torch.bincount(real[2].predict(images), minlength=10)
-    print(report, counts)
     assert (counts > 0).all(), f"classes found: {counts.tolist()}"
     assert report["fd"].value < 60
     assert images.float().std(0).mean() > 30, "samples differ from each other"
@@ -65,7 +63,6 @@ def test_vae_bounds_the_likelihood_better_than_pca_and_samples_digits(tmp_path: 
     bound = likelihood(model.method, real[1], 50, 0, HERE)
     flat = trained(tmp_path / "p", "pca", 1, data__at_least="8", model__components="16")
     exact = likelihood(flat.method, real[1], 1, 0, HERE)
-    print(report, bound, exact)
     assert bound["bits/dim"] < exact["bits/dim"]
     assert report["fd"].value < 25
 
@@ -75,5 +72,4 @@ def test_pca_beats_noise_of_the_same_mean_and_variance(tmp_path: Path, real: tup
     x = real[0].images.float()
     noise = (x.mean(0) + x.std(0) * torch.randn(360, *x.shape[1:], generator=torch.Generator().manual_seed(0))).clamp(0, 255).byte()
     ours, theirs = score(model.sample(360), None, real), score(noise, None, real)
-    print(ours, theirs)
     assert ours["fd"].value < 0.6 * theirs["fd"].value
