@@ -1,6 +1,6 @@
 """Train every program for the same wall-clock on MNIST, score their samples alike, and write a dated result.
 
-    python benchmarks/mnist.py --data ../shared/data/mnist --work /tmp/bench [--only ddpm,diffusers] [--peer-python .venv-diffusers/bin/python]
+    python benchmarks/mnist.py --data ../shared/data/mnist --work bench [--only ddpm,diffusers] [--peer-python .venv-diffusers/bin/python]
 
 One program at a time, on a machine that does nothing else. What is in --work already is not run again, so that an interrupted
 comparison goes on. diffusers lives in an environment of its own (--peer-python; without it that row is left out).
@@ -79,6 +79,8 @@ def train_peer(row: Program, args: argparse.Namespace, out: Path) -> dict[str, o
     command = [python, str(HERE / "peers" / row.what), "--data", str(args.data), "--minutes", str(row.minutes), "-n", str(row.n), "--out", str(out)]
     printed = run([*command, *row.more], args.work / f"{row.name}.log")
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    for line in lines:
+        line.pop("out", None)
     return {"runs": lines} if len(lines) > 1 else lines[-1]
 
 
