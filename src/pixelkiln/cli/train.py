@@ -34,6 +34,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="everything random depends on it")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly as it would have gone on")
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="the trained run that this recipe builds on")
+    parser.add_argument("--recipe", dest="code", default="", metavar="M:F",
+                        help="the parent's recipe, where that is code outside the library (it will be executed)")
     parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
     add_machine(parser)
 
@@ -58,11 +60,12 @@ def run(args: argparse.Namespace) -> int:
     changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
-    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
+    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command,
+                  args.code)
     where = Where.choose(args.device, args.precision, args.compile)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log)
-    trained = load(done.path, args.device, args.precision, recipe=args.recipe)
+    trained = load(done.path, args.device, args.precision, recipe=args.code or args.recipe)
     report = publish(trained, *data_of(trained))
     log.say(f"run: {done.path}")
     print(f"report: {report}")

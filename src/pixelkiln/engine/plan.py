@@ -46,6 +46,7 @@ class Order:
     changes: Mapping[str, str] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
+    code: str = ""  # the recipe of a parent that was made by code outside the library: named, it may be imported
 
     def asked(self) -> dict[str, Any]:
         """What was said about the recipe and its length, for a resumed run to be held against."""

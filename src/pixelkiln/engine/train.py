@@ -58,7 +58,8 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         opened = open_run(run.path, order.recipe)
         order, recipe, stage, where = _as_begun(opened.facts, opened.recipe, order, stage, where, log)
     roles = {role: str(inner[name]) if name else order.parents.get(role, "") for role, name in stage.parents.items()}
-    parents = {role: load_method(path, order.recipe) for role, path in roles.items() if path}
+    code = {role: order.recipe if name else order.code or order.recipe for role, name in stage.parents.items()}
+    parents = {role: load_method(path, code[role]) for role, path in roles.items() if path}
     methods = {role: method for role, (method, _) in parents.items()}
     for _, parent in parents.values():
         if stage.data == DataConfig():  # nothing said: images as the run that it builds on has them
