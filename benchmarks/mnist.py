@@ -18,8 +18,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from pixelkiln.engine.where import processor
 
+SLOW = 256  # samples of the programs that take a thousand steps for each
 HERE = Path(__file__).resolve().parent
 KILN = str(Path(sys.executable).with_name("pixelkiln"))
 
@@ -33,13 +36,14 @@ class Program:
     what: str
     minutes: float
     n: int = 2000
+    also: int = 0  # so many of the samples are scored once more, to stand beside a peer that has no more
     more: tuple[str, ...] = ()
 
 
 ROWS = (
-    Program("ddpm", "kiln", "ddpm", 10),
-    Program("diffusers", "diffusers", "diffusers_unet.py", 10, n=256, more=("--sampler", "ddpm:1000")),
-    Program("document-diffusion", "peer", "document_diffusion.py", 10, n=256),
+    Program("ddpm", "kiln", "ddpm", 10, also=SLOW),
+    Program("diffusers", "diffusers", "diffusers_unet.py", 10, n=SLOW, more=("--sampler", "ddpm:1000", "--sample-batch", "256")),
+    Program("document-diffusion", "peer", "document_diffusion.py", 10, n=SLOW),
     Program("vae", "kiln", "vae", 2),
     Program("vae-mlp", "kiln", "vae-mlp", 2),
     Program("document-vae", "peer", "document_vae.py", 2),
@@ -86,6 +90,15 @@ def train_peer(row: Program, args: argparse.Namespace, out: Path) -> dict[str, o
     return {"runs": lines} if len(lines) > 1 else lines[-1]
 
 
+def first(file: Path, num: int) -> Path:
+    """The first samples of a file, as a file of their own."""
+    with np.load(file, allow_pickle=False) as f:
+        parts = {name: f[name] if name == "classes" else f[name][:num] for name in f.files}
+    some = file.with_stem(f"{file.stem}-{num}")
+    np.savez_compressed(some, **parts)
+    return some
+
+
 def score(file: Path, args: argparse.Namespace) -> dict[str, object]:
     """The evaluator's scores of a file of samples."""
     target = file.with_suffix(".json")
@@ -110,6 +123,8 @@ def main() -> None:
         out = args.work / f"{row.name}.npz"
         facts = (train_kiln if row.kind == "kiln" else train_peer)(row, args, out)
         files = [out] if out.exists() else sorted(args.work.glob(f"{row.name}*.npz"))
+        if row.also:
+            files.append(first(out, row.also))
         scores = {f.stem: score(f, args) for f in files}
         kept.write_text(json.dumps({"name": row.name, "minutes": row.minutes, "n": row.n, **facts, "scores": scores}, indent=1) + "\n")
         print(row.name, {k: {m: round(v["value"], 4) for m, v in s.items() if m != "protocol"} for k, s in scores.items()}, flush=True)
