@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.types import ImageShape, UserError
+from ..layers.conv import Conv2d, ConvTranspose2d
 
 __all__ = ["ConvDecoder", "ConvEncoder", "pyramid"]
 
@@ -57,7 +58,7 @@ class ConvEncoder(nn.Module):
         widths = _widths(width, len(sides) - 1)
         parts: list[nn.Module] = []
         for fan_in, fan_out in zip([shape.channels, *widths], widths, strict=False):
-            parts += [nn.Conv2d(fan_in, fan_out, 4, stride=2, padding=1), *_blocks(fan_out, depth), nn.ReLU()]
+            parts += [Conv2d(fan_in, fan_out, 4, stride=2, padding=1), *_blocks(fan_out, depth), nn.ReLU()]
         self.conv = nn.Sequential(*parts)
         self.head = nn.Sequential(nn.Linear(widths[-1] * sides[-1][0] * sides[-1][1], hidden), nn.ReLU(), nn.Linear(hidden, out))
 
@@ -77,7 +78,7 @@ class ConvDecoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(latent, hidden), nn.ReLU(), nn.Linear(hidden, widths[0] * sides[-1][0] * sides[-1][1]))
         parts: list[nn.Module] = []
         for fan_in, fan_out in zip(widths, [*widths[1:], shape.channels], strict=True):
-            parts += [*_blocks(fan_in, depth), nn.ReLU(), nn.ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1)]
+            parts += [*_blocks(fan_in, depth), nn.ReLU(), ConvTranspose2d(fan_in, fan_out, 4, stride=2, padding=1)]
         self.conv = nn.Sequential(*parts)
 
     def forward(self, z: Tensor) -> Tensor:

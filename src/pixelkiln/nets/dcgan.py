@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..core.types import ImageShape, UserError
+from ..layers.conv import Conv2d, ConvTranspose2d
 
 __all__ = ["Discriminator", "Generator", "stem", "with_standing_stats"]
 
@@ -59,8 +60,8 @@ class Generator(nn.Module):
         self.stem = nn.Linear(latent, h * w * top, bias=False)  # a transposed convolution of a 1 x 1 image
         blocks: list[nn.Module] = [nn.BatchNorm2d(top, momentum=MOMENTUM), nn.ReLU(inplace=True)]
         for high, low in reversed(list(pairwise(c))):
-            blocks += [nn.ConvTranspose2d(low, high, 4, 2, 1, bias=False), nn.BatchNorm2d(high, momentum=MOMENTUM), nn.ReLU(inplace=True)]
-        blocks += [nn.ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
+            blocks += [ConvTranspose2d(low, high, 4, 2, 1, bias=False), nn.BatchNorm2d(high, momentum=MOMENTUM), nn.ReLU(inplace=True)]
+        blocks += [ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
         self.blocks = nn.Sequential(*blocks)
         init_weights(self)
 
@@ -80,10 +81,10 @@ class Discriminator(nn.Module):
     def __init__(self, shape: ImageShape, width: int) -> None:
         super().__init__()
         h, w, k = stem(shape)
-        blocks: list[nn.Module] = [nn.Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+        blocks: list[nn.Module] = [Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         c = widths(width, k)
         for high, low in pairwise(c):
-            blocks += [nn.Conv2d(high, low, 4, 2, 1, bias=False), nn.BatchNorm2d(low), nn.LeakyReLU(0.2, inplace=True)]
+            blocks += [Conv2d(high, low, 4, 2, 1, bias=False), nn.BatchNorm2d(low), nn.LeakyReLU(0.2, inplace=True)]
         self.blocks = nn.Sequential(*blocks, nn.Conv2d(c[-1], 1, (h, w)))
         init_weights(self)
 
