@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..core.config import nearest
 from ..core.types import UserError
 
-__all__ = ["Parser", "add_machine", "parents", "seconds", "whole"]
+if TYPE_CHECKING:
+    from ..engine.access import Access
+
+__all__ = ["Parser", "access", "add_access", "add_machine", "parents", "seconds", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,6 +60,19 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 where this machine is faster at it")
     group.add_argument("--quiet", action="store_true", help="say nothing but results and errors")
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """How the images are reached."""
+    group = parser.add_argument_group("how the images are reached (never part of the recipe)")
+    group.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be decoded, and say which")
+
+
+def access(args: argparse.Namespace) -> Access:
+    """What `add_access` read."""
+    from ..engine.access import Access
+
+    return Access(args.skip_bad)
 
 
 def seconds(text: str) -> float:

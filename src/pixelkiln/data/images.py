@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -24,7 +24,7 @@ class ImageSet:
 
     images (N, C, H, W) uint8; labels (N,) int64 in 0..len(classes)-1, or None; classes () if unlabeled; texts N captions, or None;
     extras: mask (N, 1, H, W) uint8 (0 background, k = object k), edges (N, 1, H, W) uint8 in {0, 1},
-    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding.
+    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. skipped: a line for each image that was left out.
     """
 
     images: Tensor
@@ -34,6 +34,7 @@ class ImageSet:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = ""
     split: str = "train"
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert (self.images.dtype, self.images.ndim) == (torch.uint8, 4), "images are uint8 (N, C, H, W)"
@@ -61,6 +62,14 @@ class ImageSet:
         if self.labels is not None:
             sha.update(self.labels.cpu().contiguous().numpy().data)
         return sha.hexdigest()
+
+    def images_of(self, index: Tensor) -> Tensor:
+        """The images uint8 (n, C, H, W) of the rows `index` (n,) int64, in that order."""
+        return self.images[index]
+
+    def parts(self, size: int) -> Iterator[Tensor]:
+        """All images uint8, in order, (size, C, H, W) at a time; the last part may be short."""
+        yield from torch.split(self.images, size)
 
     def take(self, index: Tensor) -> ImageSet:
         """The images of the rows `index` (n,) int64, in that order."""
