@@ -23,7 +23,7 @@ from ..core.recipe import DataConfig
 from ..core.types import UserError
 from .prepare import prepare, size_for
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Encoded", "Readable", "decode", "decode_all"]
+__all__ = ["FORMATS", "MAX_PIXELS", "Encoded", "Readable", "Source", "decode", "decode_all"]
 
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000
@@ -41,11 +41,14 @@ class Readable(Protocol):
         """Its bytes. Errors: `UserError` where the file is damaged."""
 
 
+Source = Path | bytes | Readable
+
+
 class Encoded(NamedTuple):
     """An encoded image, as a path, its bytes or something that reads them, and what to call it in a message."""
 
     where: str
-    source: Path | bytes | Readable
+    source: Source
 
 
 def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:

@@ -11,16 +11,17 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.types import UserError
-from .decode import Encoded, Readable
+from .decode import Encoded, Source
 from .images import Split
-from .listing import Entry, Listing, list_entries
+from .listing import Entry, Listing, content, list_entries, printable
 
-__all__ = ["READ", "TEST_NAMES", "Tree", "list_tree", "walk"]
+__all__ = ["METADATA", "READ", "Tree", "list_tree", "split_files", "tree_parts", "walk"]
 
 TEST_NAMES = ("test", "val", "validation", "valid")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -28,11 +29,19 @@ READ = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 NOT_READ = (".avif", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".psd", ".svg", ".tif", ".tiff")
 
 
+def split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Files of the train and of the test split, told by how their names begin; all and none where none begins with "train"."""
+    named = {split: [file for file in files if re.match(rf"{split}([-_.]|$)", file.stem)] for split in ("train", *TEST_NAMES)}
+    if not named["train"]:
+        return list(files), []
+    return named["train"], next((named[split] for split in TEST_NAMES if named[split]), [])
+
+
 class Tree(NamedTuple):
     """Files by their name below the root, parts joined by "/"; nothing that is hidden."""
 
     root: Path
-    files: Mapping[str, Path | Readable]
+    files: Mapping[str, Source]
 
     def below(self, part: str) -> Tree:
         """The files of a subfolder."""
@@ -40,12 +49,12 @@ class Tree(NamedTuple):
 
     def entry(self, name: str, label: str | int | None = None, text: str | None = None) -> Entry:
         """The image of that name."""
-        return Entry(Encoded(str(self.root / name), self.files[name]), label, text)
+        return Entry(Encoded(printable(str(self.root / name)), self.files[name]), label, text)
 
 
 def walk(root: Path) -> Tree:
     """The files of a folder; links to files are followed, links to folders are not."""
-    files: dict[str, Path | Readable] = {}
+    files: dict[str, Source] = {}
     for base, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         start = Path(base).relative_to(root)
@@ -59,18 +68,17 @@ def _images(tree: Tree) -> list[str]:
     for name in tree.files:
         end = os.path.splitext(name)[1].lower()
         if end in NOT_READ:
-            raise UserError(f"{tree.root / name}: {end[1:]} is not supported: convert it to PNG, JPEG, WebP or BMP, or remove it")
+            raise UserError(f"{printable(str(tree.root / name))}: {end[1:]} is not supported: convert it to PNG, JPEG, WebP or BMP, or remove it")
         if end in READ:
             found.append(name)
     return sorted(found, key=lambda name: name.split("/"))
 
 
-def _rows(path: Path, source: Path | Readable) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers and rows of a metadata file."""
     number = 0
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source.read()
-        file = io.StringIO(data.decode("utf-8-sig"), newline="")
+        file = io.StringIO(content(source).decode("utf-8-sig"), newline="")
         if path.suffix == ".csv":
             reader = csv.DictReader(file, strict=True)
             for row in reader:
@@ -132,7 +140,7 @@ def _entries(tree: Tree) -> dict[str, Entry]:
     return {name: tree.entry(name, name.split("/")[0] if nested else None) for name in names}
 
 
-def _parts(tree: Tree) -> tuple[list[Entry], list[Entry]]:
+def tree_parts(tree: Tree) -> tuple[list[Entry], list[Entry]]:
     """All images of the train part and of the test part; the second is empty where the tree has none of its own."""
     below = {name.split("/")[0] for name in tree.files if "/" in name}
     test = next((name for name in TEST_NAMES if name in below), None)
@@ -142,8 +150,7 @@ def _parts(tree: Tree) -> tuple[list[Entry], list[Entry]]:
         train_part, test_part = (_entries(tree.below(part)) if part else {} for part in ("train", test))
         return list(train_part.values()), list(test_part.values())
     entries = _entries(tree)
-    found = ([entry for name, entry in entries.items() if name.split("/")[0] == part] for part in ("train", test))
-    train, held = found
+    train, held = ([entry for name, entry in entries.items() if name.split("/")[0] == part] for part in ("train", test))
     return train, held
 
 
@@ -153,7 +160,7 @@ def list_tree(tree: Tree, split: Split) -> Listing:
     Errors: `UserError` on an empty tree, an unsupported image, metadata that names a missing file or leaves an image out,
     and labels or captions for some images only.
     """
-    train, test = _parts(tree)
+    train, test = tree_parts(tree)
     if not train:
         raise UserError(f"{tree.root} holds no images (PNG, JPEG, WebP, BMP), Parquet or IDX files: name the folder that does")
     return list_entries(train, test, tree.root, split)

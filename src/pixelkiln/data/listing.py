@@ -13,10 +13,20 @@ from torch import Tensor
 
 from ..core.recipe import DataConfig
 from ..core.types import UserError
-from .decode import Encoded, decode_all
+from .decode import Encoded, Source, decode_all
 from .images import ImageSet, Split, code_labels, hold_out
 
-__all__ = ["Entry", "Listing", "list_entries"]
+__all__ = ["Entry", "Listing", "content", "list_entries", "printable"]
+
+
+def content(source: Source) -> bytes:
+    """The bytes, wherever they are."""
+    return source if isinstance(source, bytes) else source.read_bytes() if isinstance(source, Path) else source.read()
+
+
+def printable(name: str) -> str:
+    """A name from a file that a stranger made, as it can be shown: control characters escaped, so that a line stays a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
 class Entry(NamedTuple):

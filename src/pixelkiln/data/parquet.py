@@ -6,7 +6,6 @@ The schema's metadata "huggingface" is JSON {"info": {"features": {column: {"_ty
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect
 from collections import OrderedDict
 from itertools import accumulate
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..core.types import UserError
 from .decode import Encoded
-from .folder import TEST_NAMES
+from .folder import split_files
 from .images import Split, check_labels, code_labels, hold_out
 from .listing import Listing
 
@@ -41,11 +40,7 @@ def _parts(path: Path) -> tuple[list[Path], list[Path]]:
     """Files of the train and of the test split; the second is empty where there is none."""
     if path.is_file():
         return [path], []
-    files = _files(path)
-    named = {split: [f for f in files if re.match(rf"{split}([-_.]|$)", f.stem)] for split in ("train", *TEST_NAMES)}
-    if not named["train"]:
-        return files, []
-    return named["train"], next((named[split] for split in TEST_NAMES if named[split]), [])
+    return split_files(_files(path))
 
 
 class _Columns:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..core.recipe import DataConfig
 from ..core.types import UserError
+from .archive import has_archives, is_archive, list_archives
 from .digits import open_digits
 from .folder import list_tree, walk
 from .idx import has_idx, open_idx
@@ -21,13 +22,13 @@ __all__ = ["EMBEDDED", "list_source", "open_source"]
 
 EMBEDDED = {"digits": open_digits, "shapes": open_shapes}
 AS_IS = DataConfig()
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar")
+OTHER_ARCHIVES = (".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz")
 
 
 def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "train", bad: list[str] | None = None) -> ImageSet:
     """The images of a source, prepared as `config` asks.
 
-    src: `digits`, `shapes`, or a path: an IDX folder, an image folder, Parquet (file or folder), `.npz`. split: "train", "test", or
+    src: `digits`, `shapes`, or a path: an IDX folder, an image folder, Parquet or archives (file or folder), `.npz`. split: "train", "test", or
     "all" for sources without splits of their own; those hold out each tenth image as "test". bad: where given, images that cannot be
     decoded are left out, and one line each is appended; else the first one is an error.
     Errors: `UserError`, one line that names the file and says what to do.
@@ -49,7 +50,7 @@ def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "tra
 
 
 def list_source(path: Path, split: Split) -> Listing:
-    """The encoded images at a path: an image folder, or Parquet."""
+    """The encoded images at a path: an image folder, Parquet, or archives."""
     if path.is_dir():
         return _list_dir(path, split)
     if path.is_file():
@@ -62,16 +63,18 @@ def _list_file(path: Path, split: Split) -> Listing:
     name = path.name.lower()
     if name.endswith(".parquet"):
         return list_parquet(path, split)
-    if name.endswith(ARCHIVES):
-        raise UserError(f"{path}: archives are not supported yet: unpack it and give the folder")
+    if is_archive(path):
+        return list_archives(path, split)
+    if name.endswith(OTHER_ARCHIVES):
+        raise UserError(f"{path}: of archives, .zip, .tar and .tar.gz are read: pack it as .zip or .tar, or unpack it and give the folder")
     if "ubyte" in name or name in ("metadata.jsonl", "metadata.csv"):
         raise UserError(f"{path} is one file of a data set: give the folder that holds it")
-    raise UserError(f"{path} is neither .npz nor .parquet: give such a file, or a folder of images")
+    raise UserError(f"{path} is neither .npz nor .parquet nor an archive: give such a file, or a folder of images")
 
 
 def _list_dir(path: Path, split: Split) -> Listing:
     if has_parquet(path):
         return list_parquet(path, split)
-    if not any(path.glob("*/")) and any(part.name.lower().endswith(ARCHIVES) for part in path.iterdir()):
-        raise UserError(f"{path} holds archives, which are not supported yet: unpack them and give the folder")
+    if has_archives(path):
+        return list_archives(path, split)
     return list_tree(walk(path), split)
