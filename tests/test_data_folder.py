@@ -208,7 +208,7 @@ def test_too_few_to_hold_out(tmp_path: Path) -> None:
     [
         ("nowhere/at/all", "nowhere/at/all does not exist: give a path, or one of digits, shapes"),
         ("digit", "did you mean 'digits'"),
-        ("hf:ylecun/mnist", "not supported yet: download it and give the folder"),
+        ("hf:mnist", "is not hf:owner/name"),
     ],
 )
 def test_sources_that_are_not_there(src: str, message: str) -> None:

@@ -51,7 +51,7 @@ def list_archives(path: Path, split: Split) -> Listing:
     if path.is_file():
         train, test = _parts(path)
         return _listing(train, test, path, split)
-    shards, held = split_files(sorted(part for part in path.iterdir() if is_archive(part)))
+    shards, held = split_files(sorted(part for part in path.iterdir() if is_archive(part)), path)
     if held:
         train, test = ([entry for shard in side for part in _parts(shard) for entry in part] for side in (shards, held))
         return _listing(train, test, path, split)

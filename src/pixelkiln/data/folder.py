@@ -29,9 +29,10 @@ READ = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 NOT_READ = (".avif", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".psd", ".svg", ".tif", ".tiff")
 
 
-def split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Files of the train and of the test split, told by how their names begin; all and none where none begins with "train"."""
-    named = {split: [file for file in files if re.match(rf"{split}([-_.]|$)", file.stem)] for split in ("train", *TEST_NAMES)}
+def split_files(files: Sequence[Path], root: Path) -> tuple[list[Path], list[Path]]:
+    """Files of the train and of the test split, told by how their names below the root begin; all and none where none begins with "train"."""
+    tops = {file: file.relative_to(root).parts[0] for file in files}
+    named = {split: [file for file in files if re.match(rf"{split}([-_.]|$)", tops[file])] for split in ("train", *TEST_NAMES)}
     if not named["train"]:
         return list(files), []
     return named["train"], next((named[split] for split in TEST_NAMES if named[split]), [])

@@ -24,7 +24,8 @@ class ImageSet:
 
     images (N, C, H, W) uint8; labels (N,) int64 in 0..len(classes)-1, or None; classes () if unlabeled; texts N captions, or None;
     extras: mask (N, 1, H, W) uint8 (0 background, k = object k), edges (N, 1, H, W) uint8 in {0, 1},
-    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. skipped: a line for each image that was left out.
+    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. source: what to open it by again, where
+    that is not what it was opened by; skipped: a line for each image that was left out.
     """
 
     images: Tensor
@@ -34,6 +35,7 @@ class ImageSet:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = ""
     split: str = "train"
+    source: str = ""
     skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

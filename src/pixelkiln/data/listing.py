@@ -40,7 +40,8 @@ class Entry(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Listing:
     """The images of one split, not yet decoded. labels (N,) int64 or None, classes () if unlabeled, texts N captions or None; root: the
-    file or folder that all lie in."""
+    file or folder that all lie in; title: its name, where it is not that of the root; source: what to open it by again, where that is not
+    the path."""
 
     items: Sequence[Encoded]
     labels: Tensor | None
@@ -48,6 +49,8 @@ class Listing:
     texts: tuple[str, ...] | None
     root: Path
     split: Split
+    title: str = ""
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -56,7 +59,7 @@ class Listing:
     def name(self) -> str:
         """The name of the folder, or of the file without its ending."""
         path = self.root.resolve()
-        return path.name if path.is_dir() else path.name.split(".")[0]
+        return self.title or path.name if path.is_dir() else path.name.split(".")[0]
 
     def take(self, rows: Tensor) -> Listing:
         """The images of the rows (n,) int64, in that order."""
@@ -92,7 +95,7 @@ class Listing:
             bad.extend(failed.values())
             rest = self.take(torch.tensor([i for i in range(len(self)) if i not in failed]))
         skipped = tuple((failed or {}).values())
-        return ImageSet(images, rest.labels, rest.classes, rest.texts, name=self.name, split=self.split, skipped=skipped)
+        return ImageSet(images, rest.labels, rest.classes, rest.texts, name=self.name, split=self.split, source=self.source, skipped=skipped)
 
 
 def list_entries(train: Sequence[Entry], test: Sequence[Entry], root: Path, split: Split) -> Listing:

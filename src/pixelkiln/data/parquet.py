@@ -22,7 +22,7 @@ from .folder import split_files
 from .images import Split, check_labels, code_labels, hold_out
 from .listing import Listing
 
-__all__ = ["has_parquet", "list_parquet"]
+__all__ = ["has_parquet", "list_files", "list_parquet"]
 
 GROUPS = 8  # row groups of a file that are kept, so that threads which decode neighboring rows share them
 
@@ -40,7 +40,8 @@ def _parts(path: Path) -> tuple[list[Path], list[Path]]:
     """Files of the train and of the test split; the second is empty where there is none."""
     if path.is_file():
         return [path], []
-    return split_files(_files(path))
+    files = _files(path)
+    return split_files(files, files[0].parent)
 
 
 class _Columns:
@@ -171,7 +172,11 @@ def list_parquet(path: Path, split: Split) -> Listing:
 
     Errors: `UserError` on a broken file, on a missing image column, and on a label outside the names of the classes.
     """
-    train, test = _parts(path)
+    return list_files(*_parts(path), path, split)
+
+
+def list_files(train: list[Path], test: list[Path], path: Path, split: Split) -> Listing:
+    """The rows of one split of Parquet files that lie at `path` or below. Errors: as `list_parquet`."""
     if test and split == "all":
         raise UserError(f"{path} has a train and a test split: ask for one of them")
     heads = {file: _head(file) for file in train + test}

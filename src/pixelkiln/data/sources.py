@@ -10,6 +10,7 @@ from ..core.types import UserError
 from .archive import has_archives, is_archive, list_archives
 from .digits import open_digits
 from .folder import list_tree, walk
+from .hub import is_hub, list_hub
 from .idx import has_idx, open_idx
 from .images import ImageSet, Split
 from .listing import Listing
@@ -28,7 +29,7 @@ OTHER_ARCHIVES = (".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".t
 def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "train", bad: list[str] | None = None) -> ImageSet:
     """The images of a source, prepared as `config` asks.
 
-    src: `digits`, `shapes`, or a path: an IDX folder, an image folder, Parquet or archives (file or folder), `.npz`. split: "train", "test", or
+    src: `digits`, `shapes`, `hf:owner/name[@revision][:config]`, or a path: an IDX folder, an image folder, Parquet or archives (file or folder), `.npz`. split: "train", "test", or
     "all" for sources without splits of their own; those hold out each tenth image as "test". bad: where given, images that cannot be
     decoded are left out, and one line each is appended; else the first one is an error.
     Errors: `UserError`, one line that names the file and says what to do.
@@ -36,8 +37,8 @@ def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "tra
     check_config(config)
     if isinstance(src, str) and src in EMBEDDED:
         return EMBEDDED[src](config, split)
-    if isinstance(src, str) and src.startswith("hf:"):
-        raise UserError(f"{src}: reading from the Hub is not supported yet: download it and give the folder (images or Parquet)")
+    if is_hub(src):
+        return list_hub(str(src), split).load(config, bad)
     path = Path(src).expanduser()
     try:
         if path.is_file() and path.name.lower().endswith(".npz"):

@@ -93,7 +93,7 @@ def _data_facts(source: str, data: ImageSet) -> dict[str, Any]:
     """What a run has to know of its data: where they are, what they are, and how often each class occurs."""
     counts = [] if data.labels is None else torch.bincount(data.labels.cpu(), minlength=len(data.classes)).tolist()
     where = str(Path(source).resolve()) if Path(source).exists() else source
-    return {"source": where, "digest": data.digest(), "name": data.name, "shape": list(data.info.shape), "classes": list(data.classes),
+    return {"source": data.source or where, "digest": data.digest(), "name": data.name, "shape": list(data.info.shape), "classes": list(data.classes),
             "counts": counts, "images": len(data)} | ({"skipped": list(data.skipped)} if data.skipped else {})
 
 
