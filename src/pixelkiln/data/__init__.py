@@ -6,5 +6,6 @@ from .images import ImageSet, Split
 from .loader import Feed
 from .npz import write_npz
 from .sources import open_source
+from .stream import Streamed
 
-__all__ = ["Feed", "ImageSet", "Split", "open_source", "write_npz"]
+__all__ = ["Feed", "ImageSet", "Split", "Streamed", "open_source", "write_npz"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.types import UserError
-from .decode import Source
+from .encoded import Source, content, printable
 from .folder import METADATA, READ, Tree, split_files, tree_parts
 from .images import Split
-from .listing import Entry, Listing, content, list_entries, printable
+from .listing import Entry, Listing, list_entries
 from .tars import index_tar
 from .zips import index_zip
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,34 +21,14 @@ from torch import Tensor
 
 from ..core.recipe import DataConfig
 from ..core.types import UserError
+from .encoded import Encoded
 from .prepare import prepare, size_for
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Encoded", "Readable", "Source", "decode", "decode_all"]
+__all__ = ["FORMATS", "MAX_PIXELS", "Encoded", "decode", "decode_all"]
 
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64_000_000
 CHUNK = 64  # images of one task of a thread
-
-
-class Readable(Protocol):
-    """A part of a larger file, such as a member of an archive, that is read when it is needed."""
-
-    @property
-    def size(self) -> int:
-        """Number of bytes, as the file's index says."""
-
-    def read(self) -> bytes:
-        """Its bytes. Errors: `UserError` where the file is damaged."""
-
-
-Source = Path | bytes | Readable
-
-
-class Encoded(NamedTuple):
-    """An encoded image, as a path, its bytes or something that reads them, and what to call it in a message."""
-
-    where: str
-    source: Source
 
 
 def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.types import UserError
-from .decode import Encoded, Source
+from .encoded import Encoded, Source, content, printable
 from .images import Split
-from .listing import Entry, Listing, content, list_entries, printable
+from .listing import Entry, Listing, list_entries
 
 __all__ = ["METADATA", "READ", "Tree", "list_tree", "split_files", "tree_parts", "walk"]
 

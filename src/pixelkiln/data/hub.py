@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 
 from ..core.files import cache_dir, read_json, sha256, write_json
 from ..core.types import UserError
+from .encoded import printable
 from .folder import split_files
 from .images import Split
-from .listing import Listing, printable
+from .listing import Listing
 from .parquet import list_files
 
 __all__ = ["is_hub", "list_hub"]

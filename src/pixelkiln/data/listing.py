@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,20 +13,13 @@ from torch import Tensor
 
 from ..core.recipe import DataConfig
 from ..core.types import UserError
-from .decode import Encoded, Source, decode_all
+from .decode import decode_all
+from .encoded import Encoded
 from .images import ImageSet, Split, code_labels, hold_out
+from .pack import pack
+from .stream import Streamed, find_bad, survey
 
-__all__ = ["Entry", "Listing", "content", "list_entries", "printable"]
-
-
-def content(source: Source) -> bytes:
-    """The bytes, wherever they are."""
-    return source if isinstance(source, bytes) else source.read_bytes() if isinstance(source, Path) else source.read()
-
-
-def printable(name: str) -> str:
-    """A name from a file that a stranger made, as it can be shown: control characters escaped, so that a line stays a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+__all__ = ["Entry", "Listing", "list_entries"]
 
 
 class Entry(NamedTuple):
@@ -83,19 +76,49 @@ class Listing:
             sha.update(repr((where.removeprefix(root), size, labels[i], text)).encode(errors="surrogatepass"))
         return sha.hexdigest()
 
-    def load(self, config: DataConfig, bad: list[str] | None = None) -> ImageSet:
-        """All images decoded, in memory. bad: where given, what cannot be decoded is left out, and one line each is appended.
+    def load(self, config: DataConfig, bad: list[str] | None = None, memory: int | None = None, workers: int | None = None) -> ImageSet:
+        """The images, decoded; or to be streamed, where they may take more than `memory` bytes. workers: processes that then decode.
 
-        Errors: `UserError` on the first image that cannot be decoded (without `bad`), and where no image or no common size is left.
+        bad: where given, what cannot be decoded is left out, and one line each is appended; a set that is streamed is decoded once for it.
+        Errors: `UserError` on the first image that cannot be decoded (of a streamed set: when it is met), and where no image or no common
+        size is left.
         """
+        if memory is not None and self._bytes(config, skip=bad is not None) > memory:
+            return self._streamed(config, bad, workers)
         failed: dict[int, str] | None = None if bad is None else {}
         images = decode_all(self.items, config, failed)
-        rest = self
-        if bad is not None and failed:
-            bad.extend(failed.values())
-            rest = self.take(torch.tensor([i for i in range(len(self)) if i not in failed]))
+        return self._without(failed)._set(images, config, failed, bad)
+
+    def _streamed(self, config: DataConfig, bad: list[str] | None, workers: int | None) -> ImageSet:
+        """The images, to be decoded when they are asked for."""
+        every = replace(self, items=pack(self.items))
+        failed = None if bad is None else find_bad(every.items, config)
+        rest = every._without(failed)
+        if not len(rest):
+            raise UserError(f"{self.root}: no image can be decoded: give images that are whole")
+        return rest._set(Streamed(rest.items, config, survey(rest.items, config), workers), config, failed, bad)
+
+    def _bytes(self, config: DataConfig, skip: bool) -> int:
+        """Bytes that the decoded images may take, told by the first one; where it is grey, others may be colored."""
+        for item in self.items:
+            try:
+                first = decode_all([item], config)
+            except UserError:
+                if not skip:
+                    raise
+                continue
+            return len(self) * first[0, 0].numel() * (config.channels or 3)
+        return 0
+
+    def _without(self, failed: Mapping[int, str] | None) -> Listing:
+        return self.take(torch.tensor([i for i in range(len(self)) if i not in failed], dtype=torch.int64)) if failed else self
+
+    def _set(self, images: Tensor | Streamed, config: DataConfig, failed: Mapping[int, str] | None, bad: list[str] | None) -> ImageSet:
+        """These images with the labels and captions of the listing; what is wrong with those that are left out is handed on."""
         skipped = tuple((failed or {}).values())
-        return ImageSet(images, rest.labels, rest.classes, rest.texts, name=self.name, split=self.split, source=self.source, skipped=skipped)
+        if bad is not None:
+            bad.extend(skipped)
+        return ImageSet(images, self.labels, self.classes, self.texts, {}, self.name, self.split, self.source, self.digest(config), skipped)
 
 
 def list_entries(train: Sequence[Entry], test: Sequence[Entry], root: Path, split: Split) -> Listing:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import UserError
-from .decode import Encoded
+from .encoded import Encoded
 from .folder import split_files
 from .images import Split, check_labels, code_labels, hold_out
 from .listing import Listing
@@ -97,9 +97,13 @@ class _Images:
         import pyarrow.parquet as pq
 
         meta = pq.read_metadata(path)
-        self.path, self.column, self.size = path, column, path.stat().st_size
+        facts = path.stat()
+        self.path, self.column, self.size, self.changed = path, column, facts.st_size, facts.st_mtime_ns
         self.ends = list(accumulate(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))
         self.lock, self.groups = Lock(), OrderedDict[int, Any]()
+
+    def __repr__(self) -> str:
+        return repr((self.path, self.column, self.size, self.changed))
 
     def row(self, row: int) -> bytes:
         """The bytes of one row."""
@@ -132,6 +136,11 @@ class _Row(NamedTuple):
 
     images: _Images
     row: int
+
+    @property
+    def path(self) -> Path:
+        """The Parquet file."""
+        return self.images.path
 
     @property
     def size(self) -> int:

@@ -26,26 +26,28 @@ AS_IS = DataConfig()
 OTHER_ARCHIVES = (".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz")
 
 
-def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "train", bad: list[str] | None = None) -> ImageSet:
+def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "train", bad: list[str] | None = None,
+                memory: int | None = None, workers: int | None = None) -> ImageSet:
     """The images of a source, prepared as `config` asks.
 
     src: `digits`, `shapes`, `hf:owner/name[@revision][:config]`, or a path: an IDX folder, an image folder, Parquet or archives (file or folder), `.npz`. split: "train", "test", or
     "all" for sources without splits of their own; those hold out each tenth image as "test". bad: where given, images that cannot be
-    decoded are left out, and one line each is appended; else the first one is an error.
+    decoded are left out, and one line each is appended; else the first one is an error. memory: encoded images that may take more bytes
+    are streamed: decoded whenever they are asked for, by `workers` processes where a feed asks (default: one less than there are cores).
     Errors: `UserError`, one line that names the file and says what to do.
     """
     check_config(config)
     if isinstance(src, str) and src in EMBEDDED:
         return EMBEDDED[src](config, split)
     if is_hub(src):
-        return list_hub(str(src), split).load(config, bad)
+        return list_hub(str(src), split).load(config, bad, memory, workers)
     path = Path(src).expanduser()
     try:
         if path.is_file() and path.name.lower().endswith(".npz"):
             return open_npz(path, config, split)
         if path.is_dir() and has_idx(path):
             return open_idx(path, config, split)
-        return list_source(path, split).load(config, bad)
+        return list_source(path, split).load(config, bad, memory, workers)
     except PermissionError as error:
         raise UserError(f"{error.filename} may not be read: change its permissions") from error
 

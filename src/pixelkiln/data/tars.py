@@ -6,41 +6,20 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from ..core.types import UserError
-from .decode import Source
-from .listing import printable
+from .encoded import Source, Span, printable
 from .zips import MAX_MEMBER
 
-__all__ = ["MAX_UNPACKED", "Packed", "index_tar"]
+__all__ = ["MAX_UNPACKED", "index_tar"]
 
 MAX_UNPACKED = 2**31  # bytes of a .tar.gz, unpacked
 BLOCK = 512
 MAX_HEADER = 2**20  # bytes of an extended header
 PLAIN = {b"\0", b"0", b"7", b"5"}  # files, and folders
 REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A file in a .tar: where its bytes begin, and how many they are."""
-
-    path: Path
-    name: str
-    start: int
-    size: int
-
-    def read(self) -> bytes:
-        """The bytes. Errors: `UserError` where the archive has become shorter."""
-        with open(self.path, "rb") as file:
-            file.seek(self.start)
-            data = file.read(self.size)
-        if len(data) != self.size:
-            raise UserError(f"{self.path}: the member {printable(self.name)} is cut short: fetch the archive again")
-        return data
 
 
 def index_tar(path: Path) -> Iterator[tuple[str, Source]]:
@@ -94,7 +73,7 @@ class _Reader:
             elif self.zipped:
                 yield name, self._padded(size)
             else:
-                place = Packed(self.path, name, self.at, size)
+                place = Span(self.path, name, self.at, size)
                 self._skip(size)
                 yield name, place
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.types import UserError
-from .listing import printable
+from .encoded import printable
 
 __all__ = ["MAX_MEMBER", "Zipped", "index_zip"]
 

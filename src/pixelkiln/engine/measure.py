@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.files import refuse_pickle
@@ -61,7 +62,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, seed: 
     own = data_of(trained, source, access)
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     extractor = extractor_for(train, test, log=log.say)
-    turned = own[1].images[[i % len(own[1]) for i in range(num)]] if Ability.SOURCE in trained.method.abilities else None
+    turned = own[1].images_of(torch.arange(num) % len(own[1])) if Ability.SOURCE in trained.method.abilities else None
     request = trained.request(num, seed, label, None, turned, **knobs)
     start = time.perf_counter()
     with log.meter("sample", num, unit="images") as meter:
@@ -85,7 +86,7 @@ def measure_images(path: Path | str, source: str, seed: int = 0, metrics: Sequen
     train, test = reference(source, access=access, log=log)
     found = open_source(path, split="all")
     extractor = extractor_for(train, test, log=(log or Log(quiet=True)).say)
-    return Measured(evaluate(found.images, _renamed(found, train), train, test, extractor, metrics, seed), {})
+    return Measured(evaluate(found.images_of(torch.arange(len(found))), _renamed(found, train), train, test, extractor, metrics, seed), {})
 
 
 def _renamed(found: ImageSet, train: ImageSet) -> Tensor | None:

@@ -36,8 +36,14 @@ class Interrupted(Exception):
 
 def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mapping[str, Any], where: Where, log: Log) -> None:
     """The fits and the steps, with everything written on the way."""
+    config = stage.train
+    with Feed(data, config.batch, stage.data, facts["seed"], where.device, channels_last=True) as feed:
+        _sitting(run, stage, method, feed, facts, where, log)
+
+
+def _sitting(run: Run, stage: Stage, method: Method, feed: Feed, facts: Mapping[str, Any], where: Where, log: Log) -> None:
+    """From the newest checkpoint to the end, or to what stops it."""
     config, total = stage.train, int(facts["total"])
-    feed = Feed(data, config.batch, stage.data, facts["seed"], where.device, channels_last=True)
     trainer = Trainer(method, config, feed.batch, facts["seed"], total, where)
     point, bad = run.last_good()
     for wrong in bad:
@@ -52,7 +58,7 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
             return
     elif run.records():
         run.rewind(-1)
-    session = Session(run, trainer, method, total, spent, where)
+    session = Session(run, trainer, method, total, spent, where, feed)
     try:
         if trainer.fits and point is None:
             run.append({"step": 0} | trainer.fit(feed.passes))
@@ -73,13 +79,14 @@ class Session:
     total: int
     spent: float  # seconds of training before this sitting
     where: Where
+    feed: Feed
 
     def loop(self, done: int, log_every: int, sample_every: int | None, save_every: int | None, log: Log) -> None:
         """Steps from `done` up to the total."""
         self.begin = time.perf_counter()
         sample_every = sample_every or max(1, math.ceil(self.total / SAMPLES))
         saved = logged = time.perf_counter()
-        last = done
+        last, waited = done, self.feed.waited
         with signals() as caught, log.meter(f"{self.run.path.name}", self.total, done) as meter:
             for k in range(done, self.total):
                 self.trainer.step(k)
@@ -88,9 +95,11 @@ class Session:
                 if step % log_every == 0 or end:
                     numbers = self.trainer.look()
                     rate = (step - last) * self.trainer.config.batch / max(now - logged, 1e-9)
-                    self.run.append({"step": step, **numbers, "images_per_s": round(rate, 1), "seconds": round(self.seconds(), 3)})
-                    meter.at(step, numbers)
-                    last, logged = step, now
+                    idle = (self.feed.waited - waited) / max(now - logged, 1e-9)
+                    speed = {"images_per_s": round(rate, 1), "idle": round(idle, 4), "seconds": round(self.seconds(), 3)}
+                    self.run.append({"step": step, **numbers, **speed})
+                    meter.at(step, numbers | {"idle": idle})
+                    last, logged, waited = step, now, self.feed.waited
                 if step % sample_every == 0 or end:
                     self.draw(step)
                     logged += time.perf_counter() - now

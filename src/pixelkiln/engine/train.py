@@ -16,7 +16,7 @@ from ..core.protocols import Update
 from ..core.recipe import DataConfig, Recipe, Stage
 from ..core.runs import Run
 from ..core.types import UserError
-from ..data import ImageSet
+from ..data import ImageSet, Streamed
 from .access import Access
 from .build import load_method, make, open_run, parent_digest, versions
 from .log import Log
@@ -73,7 +73,7 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
     where.place(method)
     if known:
         facts = dict(run.read_recipe())
-        if facts["data"]["digest"] != data.digest():
+        if not _same(facts["data"], data):
             raise UserError(f"{order.source} has changed since {run.path} was begun; train anew with another --out")
     else:
         total, how = plan(order, stage, data, methods, where, log, any(isinstance(row, Update) for row in method.updates()))
@@ -89,12 +89,19 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
     return run
 
 
+def _same(known: Mapping[str, Any], data: ImageSet) -> bool:
+    """Whether these are the images that a run was begun with. Where one of them is streamed, the listing tells."""
+    streamed = known.get("streamed") or isinstance(data.images, Streamed)
+    return bool(known["listing"] == data.listing) if streamed and known.get("listing") else bool(known["digest"] == data.digest())
+
+
 def _data_facts(source: str, data: ImageSet) -> dict[str, Any]:
     """What a run has to know of its data: where they are, what they are, and how often each class occurs."""
     counts = [] if data.labels is None else torch.bincount(data.labels.cpu(), minlength=len(data.classes)).tolist()
     where = str(Path(source).resolve()) if Path(source).exists() else source
     return {"source": data.source or where, "digest": data.digest(), "name": data.name, "shape": list(data.info.shape), "classes": list(data.classes),
-            "counts": counts, "images": len(data)} | ({"skipped": list(data.skipped)} if data.skipped else {})
+            "counts": counts, "images": len(data), "listing": data.listing,
+            "streamed": isinstance(data.images, Streamed)} | ({"skipped": list(data.skipped)} if data.skipped else {})
 
 
 def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Stage, where: Where, log: Log) -> tuple[Order, Recipe, Stage, Where]:
