@@ -7,7 +7,6 @@ given out again; a task that kills TRIES workers, or an image that cannot be dec
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
@@ -64,7 +63,9 @@ class _Worker:
         command = [sys.executable, "-P", "-c", CODE, facts, root]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(memory,), env=env, start_new_session=True)
-        with suppress(OSError, AttributeError):  # room for the tasks of several draws, so that handing them over never waits
+        with suppress(ImportError, OSError, AttributeError):  # room for the tasks of several draws: handing them over must not wait
+            import fcntl
+
             fcntl.fcntl(self.process.stdin, fcntl.F_SETPIPE_SZ, 2**20)  # type: ignore[arg-type]
         self.tasks: deque[_Task] = deque()
         self.text = b""
