@@ -281,7 +281,8 @@ def begun(command: list[str], out: Path) -> tuple[subprocess.Popen[str], list[in
     return process, children(process.pid)
 
 
-def test_a_signal_to_all_processes_loses_nothing_and_training_goes_on_bit_for_bit(root: Path, tmp_path: Path) -> None:
+def test_a_signal_to_all_processes_loses_nothing_and_training_goes_on_bit_for_bit(root: Path, tmp_path: Path,
+                                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "vae-mlp", "--data", str(root), "--size", "tiny", "--steps", "150", "--train.batch", "16", "--train.log_every", "2",
                "--precision", "fp32", "--quiet"]
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -304,6 +305,11 @@ def test_a_signal_to_all_processes_loses_nothing_and_training_goes_on_bit_for_bi
     assert [f["streamed"] for f in facts] == [False, True]
     assert facts[0]["listing"] == facts[1]["listing"] == facts[1]["digest"] != facts[0]["digest"]
     assert (out / "report.html").exists()  # its panels look at the images, too
+    again = ["train", "--out", str(out), "--resume", "--quiet"]
+    assert main(again) == 0  # in memory: the same images
+    (root / "a" / "000.png").write_bytes(FILES["a/002.png"] + b"x")
+    assert main([*again, "--memory", "0"]) == 2
+    assert "has changed since" in capsys.readouterr().err
 
 
 def test_workers_end_with_a_parent_that_is_killed(root: Path) -> None:

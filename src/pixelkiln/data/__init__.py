@@ -1,4 +1,4 @@
-"""Data: sources of images (embedded, IDX, folders, Parquet, npz) as one uint8 tensor, and batches as a function of their number."""
+"""Data: sources of images (embedded, IDX, folders, archives, Parquet, the Hub, npz) as one set, and batches as a function of their number."""
 
 from __future__ import annotations
 

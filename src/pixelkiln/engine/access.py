@@ -18,7 +18,8 @@ LISTED = 10  # images left out that are named on the terminal; recipe.json names
 
 
 def available() -> int:
-    """Bytes of memory that this process may still take: what the system has, and its control group (cgroup v2) leaves."""
+    """Bytes of memory that this process may still take: what the system has and its control group (cgroup v2) leaves, shared with the other
+    processes that torchrun started on this machine."""
     found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -26,7 +27,7 @@ def available() -> int:
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         found = min(found, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return max(found, 0)
+    return max(found, 0) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Access:
         if log is None:
             return data
         if isinstance(data.images, Streamed):
-            size, by = len(data) * data.info.shape.numel, data.images.workers
-            log.say(f"{source}, {split}: {len(data):,} images would take {size / 2**30:.2f} GiB, above {memory / 2**30:.2f} GiB (--memory): "
-                    f"they are decoded on the way, by {by} processes (--workers)")
+            size, by = len(data) * data.info.shape.numel / 2**20, data.images.workers
+            log.say(f"{source}, {split}: {len(data):,} images would take {size:,.1f} MiB, and --memory is {memory / 2**20:,.1f} MiB: "
+                    f"they are decoded on the way (--workers {by})")
         if bad:
             log.say(f"{source}, {split}: {len(bad)} of {len(bad) + len(data)} images cannot be used and are left out:")
             for line in bad[:LISTED]:

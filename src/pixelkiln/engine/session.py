@@ -36,14 +36,8 @@ class Interrupted(Exception):
 
 def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mapping[str, Any], where: Where, log: Log) -> None:
     """The fits and the steps, with everything written on the way."""
-    config = stage.train
-    with Feed(data, config.batch, stage.data, facts["seed"], where.device, channels_last=True) as feed:
-        _sitting(run, stage, method, feed, facts, where, log)
-
-
-def _sitting(run: Run, stage: Stage, method: Method, feed: Feed, facts: Mapping[str, Any], where: Where, log: Log) -> None:
-    """From the newest checkpoint to the end, or to what stops it."""
     config, total = stage.train, int(facts["total"])
+    feed = Feed(data, config.batch, stage.data, facts["seed"], where.device, channels_last=True)
     trainer = Trainer(method, config, feed.batch, facts["seed"], total, where)
     point, bad = run.last_good()
     for wrong in bad:
@@ -67,6 +61,8 @@ def _sitting(run: Run, stage: Stage, method: Method, feed: Feed, facts: Mapping[
         good, _ = run.last_good()
         kept = f"the last good checkpoint is {good.path}" if good else "no checkpoint had been saved yet"
         raise Diverged(f"training stopped: {e}; {kept}. Try a lower --train.opts.*.lr, or --precision fp32") from None
+    finally:
+        feed.close()
 
 
 @dataclass
