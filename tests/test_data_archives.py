@@ -234,6 +234,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zip lying size": (patched(hostile_zip("b.png", png(1) * 9), central(24, "<I", 99)), r"b\.png is damaged"),
     "zip wrong crc": (patched(hostile_zip("b.png", png(1)), central(16, "<I", 7)), r"b\.png is damaged"),
     "zip overlap": (patched(hostile_zip("b.png", png(1)), central(42, "<I", 0)), "overlaps another one"),
+    "zip beyond": (patched(hostile_zip("b.png", png(1)), central(20, "<I", 2**31)), "reaches beyond the end"),
     "zip cut": (patched(hostile_zip("b.png"), lambda data: data.__delitem__(slice(60, None))), "cannot be read as .zip"),
     "shards unlabeled": (lambda root: tarred(root / "x.tar", {"a.png": png(0), "a.cls": b"0", "b.cls": b"1"}), "the key b needs one image.*has none"),
     "two images": (lambda root: tarred(root / "x.tar", {"a.png": png(0), "a.cls": b"0", "a.jpg": png(1)}), r"has a\.png, a\.jpg"),
@@ -257,6 +258,15 @@ def test_hostile_and_broken_archives_are_refused_with_their_reason(case: str, tm
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_shards_share_the_memory_that_unpacked_ones_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tars, "MAX_UNPACKED", 50_000)
+    root = shards(tmp_path / "s", ["0.tar.gz", "1.tar.gz"], lambda i: {".png": png(i)})
+    assert len(open_source(root, split="all")) == 10
+    shards(tmp_path / "t", [f"{k}.tar.gz" for k in range(10)], lambda i: {".png": png(i)})
+    with pytest.raises(UserError, match=r"0\.tar\.gz unpacks to more than 5,000 bytes: gunzip it"):
+        open_source(tmp_path / "t")
 
 
 def test_the_number_of_members_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +298,7 @@ def test_flipped_bits_never_end_in_anything_but_images_or_one_line(name: str, tm
         for at in torch.randint(0, len(data), (3,), generator=gen).tolist():
             data[at] ^= 1 << int(torch.randint(0, 8, (1,), generator=gen))
         (tmp_path / name).write_bytes(gzip.compress(data, 1) if name == "x.tgz" else data)
-        archive._tree.cache_clear()
+        archive._kept.cache_clear()
         try:
             assert open_source(tmp_path / name).images.dtype == torch.uint8
         except UserError as error:

@@ -62,7 +62,11 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[2])
         command = [sys.executable, "-P", "-c", CODE, facts, root]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(memory,), env=env, start_new_session=True)
+        pipe = subprocess.PIPE
+        try:
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, pass_fds=(memory,), env=env, start_new_session=True)
+        except OSError as error:
+            raise UserError(f"no process can be started to decode images ({error.strerror}): try --workers 0") from error
         with suppress(ImportError, OSError, AttributeError):  # room for the tasks of several draws: handing them over must not wait
             import fcntl
 
@@ -105,8 +109,7 @@ class Ahead:
         shape = images.shape[1:]
         self.memory, total = _shared(DRAWS * size * shape.numel())
         flat = torch.frombuffer(mmap.mmap(self.memory, total), dtype=torch.uint8)
-        if pinned:  # so that the device fetches batches by itself
-            torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), total, 0)))
+        self.pinned = pinned and int(torch.cuda.cudart().cudaHostRegister(flat.data_ptr(), total, 0)) == 0  # the device then fetches by itself
         self.buffer = flat[: DRAWS * size * shape.numel()].view(-1, *shape)  # (DRAWS * size, C, H, W)
         self.places: dict[Key, int] = {}  # slots of the keys that are decoded, or will be
         self.open: dict[Key, set[int]] = {}  # tasks of a key that are not done
@@ -144,6 +147,9 @@ class Ahead:
             worker.end()
         self.workers.clear()
         self.selector.close()
+        if self.pinned:
+            torch.cuda.cudart().cudaHostUnregister(self.buffer.data_ptr())
+            self.pinned = False
         if self.memory >= 0:
             os.close(self.memory)
             self.memory = -1

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.types import UserError
+from . import tars
 from .encoded import Source, content, printable
 from .folder import METADATA, READ, Tree, split_files, tree_parts
 from .images import Split
@@ -49,13 +50,13 @@ def list_archives(path: Path, split: Split) -> Listing:
     Errors: `UserError` on anything in an archive that the module refuses, and as `list_tree`.
     """
     if path.is_file():
-        train, test = _parts(path)
-        return _listing(train, test, path, split)
+        return _listing(*_parts(path), path, split)
     shards, held = split_files(sorted(part for part in path.iterdir() if is_archive(part)), path)
     if held:
-        train, test = ([entry for shard in side for part in _parts(shard) for entry in part] for side in (shards, held))
+        num = len(shards) + len(held)
+        train, test = ([entry for shard in side for part in _parts(shard, num) for entry in part] for side in (shards, held))
         return _listing(train, test, path, split)
-    found = [_parts(shard) for shard in shards]
+    found = [_parts(shard, len(shards)) for shard in shards]
     return _listing([entry for part, _ in found for entry in part], [entry for _, part in found for entry in part], path, split)
 
 
@@ -65,10 +66,10 @@ def _listing(train: list[Entry], test: list[Entry], path: Path, split: Split) ->
     return list_entries(train, test, path, split)
 
 
-def _parts(path: Path) -> tuple[list[Entry], list[Entry]]:
-    """The images of the train and of the test part of one archive."""
+def _parts(path: Path, num: int = 1) -> tuple[list[Entry], list[Entry]]:
+    """The images of the train and of the test part of one archive of `num`, which share the memory that a .tar.gz may take."""
     facts = path.stat()
-    tree = _tree(path, facts.st_size, facts.st_mtime_ns)
+    tree = _tree(path, tars.MAX_UNPACKED // num) if path.name.lower().endswith("gz") else _kept(path, facts.st_size, facts.st_mtime_ns)
     if not any(name in tree.files for name in METADATA):
         samples = _samples(tree)
         if samples is not None:
@@ -77,9 +78,14 @@ def _parts(path: Path) -> tuple[list[Entry], list[Entry]]:
 
 
 @lru_cache(maxsize=64)
-def _tree(path: Path, size: int, changed: int) -> Tree:
-    """The index of an archive, made once while its size and time of change stay; a folder around everything is left away."""
-    index = index_zip(path) if path.name.lower().endswith(".zip") else index_tar(path)
+def _kept(path: Path, size: int, changed: int) -> Tree:
+    """The index of an archive, made once while its size and time of change stay."""
+    return _tree(path)
+
+
+def _tree(path: Path, most: int = 0) -> Tree:
+    """The index of an archive (of a .tar.gz: at most `most` bytes, in memory); a folder around everything is left away."""
+    index = index_zip(path) if path.name.lower().endswith(".zip") else index_tar(path, most)
     files: dict[str, Source] = {}
     for number, (name, source) in enumerate(index, 1):
         if number > MAX_MEMBERS:

@@ -52,7 +52,7 @@ class Listing:
     def name(self) -> str:
         """The name of the folder, or of the file without its ending."""
         path = self.root.resolve()
-        return self.title or path.name if path.is_dir() else path.name.split(".")[0]
+        return self.title or (path.name if path.is_dir() else path.name.split(".")[0])
 
     def take(self, rows: Tensor) -> Listing:
         """The images of the rows (n,) int64, in that order."""

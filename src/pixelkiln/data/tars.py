@@ -22,16 +22,16 @@ PLAIN = {b"\0", b"0", b"7", b"5"}  # files, and folders
 REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
 
 
-def index_tar(path: Path) -> Iterator[tuple[str, Source]]:
+def index_tar(path: Path, most: int = MAX_UNPACKED) -> Iterator[tuple[str, Source]]:
     """Names and places (of a .tar.gz: bytes) of all files, in the archive's order.
 
     Errors: `UserError` on a broken or truncated archive, on members that are no plain file or too large, and on a .tar.gz that unpacks
-    to more than MAX_UNPACKED bytes.
+    to more than `most` bytes.
     """
     zipped = path.name.lower().endswith("gz")
     try:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
-            yield from _Reader(path, file, zipped).members()
+            yield from _Reader(path, file, most if zipped else None).members()
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -41,9 +41,9 @@ def index_tar(path: Path) -> Iterator[tuple[str, Source]]:
 class _Reader:
     """A walk from header to header. Extended headers describe the member that follows."""
 
-    def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile, zipped: bool) -> None:
-        self.path, self.file, self.zipped, self.at = path, file, zipped, 0
-        self.total = MAX_UNPACKED if zipped else path.stat().st_size
+    def __init__(self, path: Path, file: IO[bytes] | gzip.GzipFile, most: int | None) -> None:
+        self.path, self.file, self.zipped, self.at = path, file, most is not None, 0
+        self.total = path.stat().st_size if most is None else most
 
     def members(self) -> Iterator[tuple[str, Source]]:
         """Every plain file, up to the end mark."""

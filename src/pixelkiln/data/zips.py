@@ -61,7 +61,7 @@ def index_zip(path: Path) -> Iterator[tuple[str, Zipped]]:
     by other methods, too large, packed too tightly, or overlap."""
     try:
         with zipfile.ZipFile(path) as file:
-            infos = file.infolist()
+            infos, size = file.infolist(), path.stat().st_size
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error, OverflowError) as error:
         raise UserError(f"{path} cannot be read as .zip ({' '.join(str(error).split())}): fetch it again") from error
     end = 0
@@ -69,6 +69,8 @@ def index_zip(path: Path) -> Iterator[tuple[str, Zipped]]:
         if info.header_offset < end:
             raise UserError(f"{_shown(path, info)} overlaps another one: refused, as such archives are made to attack")
         end = info.header_offset + LOCAL.size + info.compress_size
+        if end > size:
+            raise UserError(f"{_shown(path, info)} reaches beyond the end of the archive: fetch it again")
     for info in infos:
         if not info.is_dir():
             yield info.filename, _member(path, info)
