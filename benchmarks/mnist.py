@@ -38,11 +38,13 @@ class Program:
 
 ROWS = (
     Program("ddpm", "kiln", "ddpm", 10),
-    Program("diffusers", "diffusers", "diffusers_unet.py", 10, n=128, more=("--sampler", "ddpm:1000")),
-    Program("document-diffusion", "peer", "document_diffusion.py", 10, n=128),
+    Program("diffusers", "diffusers", "diffusers_unet.py", 10, n=256, more=("--sampler", "ddpm:1000")),
+    Program("document-diffusion", "peer", "document_diffusion.py", 10, n=256),
     Program("vae", "kiln", "vae", 2),
+    Program("vae-mlp", "kiln", "vae-mlp", 2),
     Program("document-vae", "peer", "document_vae.py", 2),
     Program("dcgan", "kiln", "dcgan", 5),
+    Program("document-dcgan", "peer", "document_dcgan.py", 5),
     Program("pca", "kiln", "pca", 1),
 )
 
