@@ -108,7 +108,8 @@ def flatten(image: Image.Image, channels: int | None = None, background: tuple[i
     channels: 1 or 3; None keeps grey pictures grey, on the background's luma. Bytes are mixed, alpha v + (1 - alpha) b, not light. 16-bit
     grey is rounded; of 16-bit color the high bytes are taken; CMYK becomes (1 - C)(1 - K), ...; color profiles are ignored.
     """
-    raw = str(image.tile[0].args) if image.format == "PNG" and image.tile else ""  # how the file has its pixels; forgotten once loaded
+    tiles = getattr(image, "tile", [])
+    raw = str(tiles[0].args) if image.format == "PNG" and tiles else ""  # how the file has its pixels; forgotten once loaded
     ImageOps.exif_transpose(image, in_place=True)
     grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I") or raw.startswith("LA")
     clear = image.info.get("transparency")  # the value that is transparent, as the file has it; Pillow looks for it among 8-bit values

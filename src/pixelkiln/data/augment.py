@@ -72,7 +72,7 @@ def move_images(images: Tensor, moves: Moves, nearest: bool = False) -> Tensor:
 
     A window is enlarged bilinearly and rounded, or, for maps of numbers, by taking the nearest pixel.
     """
-    rows, cols = _sources(moves, *images.shape[2:], images.device)
+    rows, cols = _sources(moves, images.shape[2], images.shape[3], images.device)
     if moves.window is None or nearest:
         return _pick(images, rows.round().long(), cols.round().long())
     top, left = rows.long(), cols.long()

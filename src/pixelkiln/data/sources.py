@@ -10,6 +10,7 @@ from ..core.types import UserError
 from .archive import has_archives, is_archive, list_archives
 from .digits import open_digits
 from .folder import list_tree, walk
+from .glyphs import open_glyphs
 from .hub import is_hub, list_hub
 from .idx import has_idx, open_idx
 from .images import ImageSet, Split
@@ -37,6 +38,8 @@ def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "tra
     Errors: `UserError`, one line that names the file and says what to do.
     """
     check_config(config)
+    if str(src).partition(":")[0] == "glyphs":
+        return open_glyphs(config, split, str(src).partition(":")[2])
     if isinstance(src, str) and src in EMBEDDED:
         return EMBEDDED[src](config, split)
     if is_hub(src):
