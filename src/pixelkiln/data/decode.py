@@ -25,7 +25,7 @@ from ..core.types import UserError
 from .encoded import Encoded
 from .prepare import inner_size, prepare, size_for, surround
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Encoded", "decode", "decode_all"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Encoded", "decode", "decode_all", "native_size"]
 
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
 MAX_BYTES = 2**28
@@ -61,6 +61,18 @@ def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, ValueError, struct.error, ... on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where} cannot be decoded ({reason}): replace or remove it") from error
+
+
+def native_size(item: Encoded) -> tuple[int, int] | None:
+    """Width and height of the upright image, as the file's header says; None where it is no image."""
+    data = item.source if isinstance(item.source, Path | bytes) else item.source.read()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
+                return image.size[::-1] if image.getexif().get(0x0112, 1) >= 5 else image.size
+    except Exception:  # as in `decode`, which says what is wrong
+        return None
 
 
 def _sized(image: Image.Image, config: DataConfig) -> np.ndarray[Any, Any]:
