@@ -8,6 +8,7 @@ import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from pixelkiln.core.types import UserError
 from pixelkiln.data import decode as decoding
 from pixelkiln.data.decode import Encoded, decode, decode_all
 from pixelkiln.data.prepare import check_config, prepare, size_for, to_channels
+from pixelkiln.engine.measure import reference
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
 AS_IS = DataConfig()
@@ -100,6 +102,16 @@ def test_transparency_is_laid_on_the_background(kind: str, background: str) -> N
     assert np.abs(decode(item, config) - expected).max() <= 1
     grey = decode(item, replace(config, channels=1))[..., 0]
     assert np.abs(grey - expected @ [0.299, 0.587, 0.114]).max() <= 1.6
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_real_images_are_measured_on_the_background_of_the_run(background: str, tmp_path: Path) -> None:
+    for i in range(20):
+        Image.new("RGBA", (4, 4), (i, i, i, 0)).save(tmp_path / f"{i:02d}.png")
+    stage = SimpleNamespace(data=DataConfig(background=background, resolution=2))
+    for part in reference(str(tmp_path), SimpleNamespace(opened=SimpleNamespace(stage=stage))):
+        assert part.images.shape[1:] == (3, 4, 4)
+        assert part.images.unique().tolist() == [0 if background == "black" else 255]
 
 
 @pytest.mark.parametrize("depth", [8, 16])
