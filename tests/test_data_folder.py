@@ -206,7 +206,7 @@ def test_too_few_to_hold_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("src", "message"),
     [
-        ("nowhere/at/all", "nowhere/at/all does not exist: give a path, or one of digits, shapes"),
+        ("nowhere/at/all", "nowhere/at/all does not exist: give a path, or one of digits, glyphs, shapes"),
         ("digit", "did you mean 'digits'"),
         ("hf:mnist", "is not hf:owner/name"),
     ],

@@ -24,7 +24,7 @@ __all__ = ["add", "add_recipe", "run"]
 def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of `train` that every recipe has."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from 'pixelkiln list', or my_file.py:my_recipe")
-    parser.add_argument("--data", metavar="SRC", help="digits, shapes, hf:owner/name, or a path: IDX folder, image folder, Parquet, .zip, .tar, .npz")
+    parser.add_argument("--data", metavar="SRC", help="digits, glyphs, shapes, hf:owner/name, or a path: IDX folder, image folder, Parquet, .zip, .tar, .npz")
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to make")
     parser.add_argument("--size", default="small", choices=("tiny", "small", "base"), help="how large the recipe's networks are")
     length = parser.add_mutually_exclusive_group()

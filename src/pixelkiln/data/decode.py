@@ -16,28 +16,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ..core.images import color, flatten
 from ..core.recipe import DataConfig
 from ..core.types import UserError
 from .encoded import Encoded
-from .prepare import prepare, size_for
+from .prepare import inner_size, prepare, size_for, surround
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Encoded", "decode", "decode_all"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Encoded", "decode", "decode_all", "native_size"]
 
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")
+MAX_BYTES = 2**28
 MAX_PIXELS = 64_000_000
 CHUNK = 64  # images of one task of a thread
 
 
 def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
-    """One image as uint8 (H, W, C), C = 1 or 3: upright (EXIF), on white where transparent, and cropped and resized to a resolution.
+    """One image as uint8 (H, W, C), C = 1 or 3: upright (EXIF), on the background where transparent, and brought to a resolution.
 
-    Errors: `UserError` where it is no image, of another format, broken, or larger than MAX_PIXELS.
+    Of an animation, the first picture.
+    Errors: `UserError` where it is no image, of another format, broken, or larger than MAX_BYTES or MAX_PIXELS.
     """
     where, source = item
     try:
+        size = source.stat().st_size if isinstance(source, Path) else len(source) if isinstance(source, bytes) else source.size
+        if size > MAX_BYTES:
+            raise UserError(f"{where} has more than {MAX_BYTES // 2**20} MiB: make it smaller")
         data = source if isinstance(source, Path | bytes) else source.read()
         with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -45,8 +51,7 @@ def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
             if config.resolution is not None:
                 side = 3 * size_for(image.height, image.width, config)[0]
                 image.draft(None, (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8, still 3 times too large
-            pixels = np.asarray(_sized(_flat(image, config.channels), config))
-        return pixels if pixels.ndim == 3 else pixels[..., None]
+            return _sized(flatten(image, config.channels, color(config.background)), config)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -58,32 +63,35 @@ def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
         raise UserError(f"{where} cannot be decoded ({reason}): replace or remove it") from error
 
 
-def _flat(image: Image.Image, channels: int | None) -> Image.Image:
-    """The image upright, in mode L or RGB, with what is transparent composited on white."""
-    ImageOps.exif_transpose(image, in_place=True)
-    grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-    if image.mode.startswith("I"):  # 16 bits: 65535 = 255 * 257
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    mode = {None: "L" if grey else "RGB", 1: "L", 3: "RGB"}[channels]
-    return image if image.mode == mode else image.convert(mode)
+def native_size(item: Encoded) -> tuple[int, int] | None:
+    """Width and height of the upright image, as the file's header says; None where it is no image."""
+    data = item.source if isinstance(item.source, Path | bytes) else item.source.read()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
+                return image.size[::-1] if image.getexif().get(0x0112, 1) >= 5 else image.size
+    except Exception:  # as in `decode`, which says what is wrong
+        return None
 
 
-def _sized(image: Image.Image, config: DataConfig) -> Image.Image:
-    """The center square at the size that `config` asks for; the whole image where it sets no resolution."""
-    if config.resolution is None:
-        return image
+def _sized(image: Image.Image, config: DataConfig) -> np.ndarray[Any, Any]:
+    """A flat image as uint8 (H, W, C) at the size that `config` asks for; as it is where it sets no resolution."""
     width, height = image.size
-    target_height, target_width = size_for(height, width, config)
-    if width != height:
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size == (target_width, target_height):
-        return image
-    return image.resize((target_width, target_height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    target = inner = (height, width)
+    if config.resolution is not None:
+        target, inner = size_for(height, width, config), inner_size(height, width, config)
+        if config.fit == "crop" and width != height:
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        if image.size != inner[::-1]:
+            image = image.resize(inner[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
+    pixels = np.asarray(image)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    if inner == target:
+        return pixels
+    return surround(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None], *target, config)[0].permute(1, 2, 0).numpy()
 
 
 def decode_all(items: Sequence[Encoded], config: DataConfig, failed: dict[int, str] | None = None) -> Tensor:

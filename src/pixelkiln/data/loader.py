@@ -23,7 +23,7 @@ class Feed:
     """Batches from one uint8 tensor on the device, or from images that are decoded ahead of the time; which of them makes no difference.
 
     Draw d covers positions d * batch .. (d + 1) * batch - 1 of an endless stream in which epoch e is a permutation of the data by
-    (seed, "order", e); a batch may straddle epochs. x = u8 / 127.5 - 1; augmentation comes from (seed, "augment", d).
+    (seed, "order", e); a batch may straddle epochs. x = u8 / 127.5 - 1; augmentation comes from (seed, "augment", position).
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Feed:
         """The batch of draw `draw`, augmented; or part number `part` of `parts` equal ones of it, and nothing of the others is read."""
         assert self.size % parts == 0, "parts are of equal size"
         begin, key = time.perf_counter(), Key(draw, part, parts)
-        moves = draw_moves(self.size, self.config, self.seed, draw)
-        mine = None if moves is None else Moves(*(m[self._slice(key)] for m in moves))
-        batch = self._gather(self._rows(key), mine, self._decoded(key))
+        positions = torch.arange(draw * self.size, (draw + 1) * self.size)[self._slice(key)]
+        moves = draw_moves(positions, self.config, self.seed)
+        batch = self._gather(self._rows(key), moves, self._decoded(key))
         self.waited += time.perf_counter() - begin
         return batch
 
@@ -116,7 +116,7 @@ class Feed:
         if moves is not None:
             pixels = move_images(pixels, moves)
             if "mask" in maps:
-                maps["mask"] = move_images(maps["mask"], moves)
+                maps["mask"] = move_images(maps["mask"], moves, nearest=True)
             if "layout" in maps:
                 maps["layout"] = move_boxes(maps["layout"], moves, *pixels.shape[2:])
             if texts is not None:

@@ -10,6 +10,7 @@ from ..core.types import UserError
 from .archive import has_archives, is_archive, list_archives
 from .digits import open_digits
 from .folder import list_tree, walk
+from .glyphs import open_glyphs
 from .hub import is_hub, list_hub
 from .idx import has_idx, open_idx
 from .images import ImageSet, Split
@@ -21,7 +22,7 @@ from .shapes import open_shapes
 
 __all__ = ["EMBEDDED", "list_source", "open_source"]
 
-EMBEDDED = {"digits": open_digits, "shapes": open_shapes}
+EMBEDDED = {"digits": open_digits, "glyphs": open_glyphs, "shapes": open_shapes}
 AS_IS = DataConfig()
 OTHER_ARCHIVES = (".7z", ".rar", ".tar.bz2", ".tar.xz", ".tar.zst", ".tbz2", ".txz")
 
@@ -30,7 +31,7 @@ def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "tra
                 memory: int | None = None, workers: int | None = None) -> ImageSet:
     """The images of a source, prepared as `config` asks.
 
-    src: `digits`, `shapes`, `hf:owner/name[@revision][:config]`, or a path: an IDX folder, an image folder, Parquet or archives (file or folder), `.npz`. split: "train", "test", or
+    src: `digits`, `glyphs[:...]`, `shapes`, `hf:owner/name[@revision][:config]`, or a path: an IDX folder, an image folder, Parquet or archives (file or folder), `.npz`. split: "train", "test", or
     "all" for sources without splits of their own; those hold out each tenth image as "test". bad: where given, images that cannot be
     decoded are left out, and one line each is appended; else the first one is an error. memory: encoded images that may take more bytes
     are streamed: decoded whenever they are asked for, by `workers` processes where a feed asks (default: one less than there are cores).
@@ -39,6 +40,8 @@ def open_source(src: str | Path, config: DataConfig = AS_IS, split: Split = "tra
     check_config(config)
     if isinstance(src, str) and src in EMBEDDED:
         return EMBEDDED[src](config, split)
+    if str(src).startswith("glyphs:"):
+        return open_glyphs(config, split, str(src).removeprefix("glyphs:"))
     if is_hub(src):
         return list_hub(str(src), split).load(config, bad, memory, workers)
     path = Path(src).expanduser()

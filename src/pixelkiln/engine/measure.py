@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.files import refuse_pickle
 from ..core.protocols import Likelihood
+from ..core.recipe import DataConfig
 from ..core.types import Ability, UserError
 from ..data import ImageSet, open_source
 from ..metrics.result import Report
@@ -41,10 +42,11 @@ class Measured:
 
 
 def reference(source: str, trained: Trained | None = None, access: Access = Access(), log: Log | None = None) -> tuple[ImageSet, ImageSet]:
-    """The real images, train and test, as their source has them, so that runs at different resolutions are measured alike; a source of
-    mixed sizes is prepared as the run's own data were."""
+    """The real images, train and test, as their source has them, so that runs at different resolutions are measured alike, on the run's
+    background where they are transparent; a source of mixed sizes is prepared as the run's own data were."""
+    config = DataConfig() if trained is None else DataConfig(background=trained.opened.stage.data.background)
     try:
-        return access.open(source, split="train", log=log), access.open(source, split="test", log=log)
+        return access.open(source, config, "train", log), access.open(source, config, "test", log)
     except UserError:
         if trained is None:
             raise

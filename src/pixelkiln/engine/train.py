@@ -67,7 +67,7 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
             recipe = replace(recipe, stages=tuple(stage if s.name == stage.name else s for s in recipe.stages))
         order = replace(order, source=order.source or parent.facts["data"]["source"])
     if not order.source:
-        raise UserError("which images? add --data SRC: digits, shapes, or a path to your own")
+        raise UserError("which images? add --data SRC: digits, glyphs, shapes, or a path to your own")
     data = access.open(order.source, stage.data, "train", log)
     method = make(stage, data.info, methods, order.seed)
     where.place(method)
