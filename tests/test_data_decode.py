@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ from pixelkiln.core.types import UserError
 from pixelkiln.data import decode as decoding
 from pixelkiln.data.decode import Encoded, decode, decode_all
 from pixelkiln.data.prepare import check_config, prepare, size_for, to_channels
+from pixelkiln.engine.measure import reference
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)
 AS_IS = DataConfig()
@@ -54,14 +59,107 @@ def test_jpeg_is_what_pillow_decodes_and_cmyk_becomes_rgb() -> None:
     assert np.abs(cmyk.astype(int) - [255, 0, 0]).max() < 12
 
 
-def test_what_is_transparent_becomes_white() -> None:
-    alpha = np.array([[0, 128, 255]], dtype=np.uint8)
-    rgba = np.dstack([np.full_like(alpha, 200), np.zeros_like(alpha), np.zeros_like(alpha), alpha])
-    expected = alpha[..., None] / 255 * np.array([200, 0, 0]) + (1 - alpha[..., None] / 255) * 255
-    assert np.abs(decode(encoded(Image.fromarray(rgba)), AS_IS) - expected).max() <= 1
-    grey = decode(encoded(Image.fromarray(np.dstack([np.zeros_like(alpha), alpha]))), AS_IS)
-    assert grey.shape == (1, 3, 1)
-    assert grey.flatten().tolist() == [255, 127, 0]
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(samples: np.ndarray, depth: int, color: int, transparent: tuple[int, ...] = ()) -> Encoded:
+    """A PNG by its specification (W3C PNG, third edition), without Pillow: samples (H, W, C) of `depth` bits; tRNS as 16-bit values."""
+    height, width, channels = samples.shape
+    if depth == 16:
+        rows = [row.astype(">u2").tobytes() for row in samples]
+    else:
+        bits = ((samples.reshape(height, -1, 1).astype(np.uint8) >> np.arange(depth)[::-1]) & 1).reshape(height, -1)
+        rows = [np.packbits(row).tobytes() for row in bits]
+    head = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    clear = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
+    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return Encoded("it", b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + clear + data + chunk(b"IEND", b""))
+
+
+def bmp_with_alpha(rgba: np.ndarray) -> bytes:
+    """A BMP with a BITMAPV4HEADER, which says that the fourth byte is alpha (in the older header it has no meaning)."""
+    height, width = rgba.shape[:2]
+    pixels = rgba[::-1, :, [2, 1, 0, 3]].tobytes()
+    masks = struct.pack("<4I4s36s3I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000, b"BGRs", bytes(36), 0, 0, 0)
+    head = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(pixels), 2835, 2835, 0, 0) + masks
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(pixels), 0, 0, 14 + len(head)) + head + pixels
+
+
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "#e08040": (224, 128, 64), "#08f": (0, 136, 255), "RebeccaPurple": (102, 51, 153)}
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+def test_transparency_is_laid_on_the_background(kind: str, background: str) -> None:
+    rgba = np.random.default_rng(2).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    rgba[0, :, 3] = np.arange(16) * 17
+    config, ground = DataConfig(background=background), np.array(BACKGROUNDS[background])
+    alpha = rgba[..., 3:] / 255
+    expected = alpha * rgba[..., :3] + (1 - alpha) * ground
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    item = Encoded("it", bmp_with_alpha(rgba)) if kind == "BMP" else encoded(Image.fromarray(rgba), kind, **options)
+    assert np.abs(decode(item, config) - expected).max() <= 1
+    grey = decode(item, replace(config, channels=1))[..., 0]
+    assert np.abs(grey - expected @ [0.299, 0.587, 0.114]).max() <= 1.6
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_real_images_are_measured_on_the_background_of_the_run(background: str, tmp_path: Path) -> None:
+    for i in range(20):
+        Image.new("RGBA", (4, 4), (i, i, i, 0)).save(tmp_path / f"{i:02d}.png")
+    stage = SimpleNamespace(data=DataConfig(background=background, resolution=2))
+    for part in reference(str(tmp_path), SimpleNamespace(opened=SimpleNamespace(stage=stage))):
+        assert part.images.shape[1:] == (3, 4, 4)
+        assert part.images.unique().tolist() == [0 if background == "black" else 255]
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_grey_with_alpha_stays_grey_on_the_lumas_background(depth: int) -> None:
+    top = 2**depth - 1
+    samples = np.random.default_rng(3).integers(0, top + 1, (9, 9, 2))
+    value, alpha = (samples[..., i] / top for i in (0, 1))
+    for background, rgb in BACKGROUNDS.items():
+        found = decode(png(samples, depth, 4), DataConfig(background=background))
+        assert found.shape == (9, 9, 1)
+        assert np.abs(found[..., 0] - 255 * alpha * value - (1 - alpha) * (np.array(rgb) @ [0.299, 0.587, 0.114])).max() <= 2
+        color = decode(png(samples, depth, 4), DataConfig(background=background, channels=3))
+        assert np.abs(color - (255 * alpha * value)[..., None] - (1 - alpha)[..., None] * np.array(rgb)).max() <= 2
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_grey_of_every_depth_with_and_without_a_transparent_value(depth: int) -> None:
+    top = 2**depth - 1
+    samples = np.random.default_rng(4).integers(0, top + 1, (11, 13, 1))
+    expected = samples[..., 0] * 255 / top
+    assert np.abs(decode(png(samples, depth, 0), AS_IS)[..., 0] - expected).max() <= 0.5
+    for clear in (0, top, int(samples[5, 5, 0])):
+        found = decode(png(samples, depth, 0, (clear,)), DataConfig(background="#505050"))[..., 0]
+        assert np.abs(found - np.where(samples[..., 0] == clear, 80, expected)).max() <= 0.5
+
+
+def test_sixteen_bit_colors_keep_their_high_bytes() -> None:
+    samples = np.random.default_rng(5).integers(0, 2**16, (8, 8, 4))
+    assert np.array_equal(decode(png(samples[..., :3], 16, 2), AS_IS), samples[..., :3] >> 8)
+    alpha = samples[..., 3:] / 65535
+    assert np.abs(decode(png(samples, 16, 6), AS_IS) - alpha * samples[..., :3] / 257 - (1 - alpha) * 255).max() <= 2
+    found = decode(png(samples[..., :3], 16, 2, tuple(samples[2, 3, :3])), DataConfig(background="black"))
+    assert found[2, 3].tolist() == [0, 0, 0]
+    assert np.array_equal(found[:2], samples[:2, :, :3] >> 8)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_with_an_alpha_for_each_entry(bits: int) -> None:
+    gen = np.random.default_rng(6)
+    colors, alphas = gen.integers(0, 256, (2**bits, 3)), gen.integers(0, 256, 2**bits)
+    index = gen.integers(0, 2**bits, (10, 10, 1))
+    plain = png(index, bits, 3).source
+    assert isinstance(plain, bytes)
+    start = plain.index(b"IDAT") - 4
+    with_alpha = chunk(b"PLTE", colors.astype(np.uint8).tobytes()) + chunk(b"tRNS", alphas.astype(np.uint8).tobytes())
+    found = decode(Encoded("it", plain[:start] + with_alpha + plain[start:]), DataConfig(background="#08f"))
+    share = alphas[index[..., 0], None] / 255
+    assert np.abs(found - share * colors[index[..., 0]] - (1 - share) * [0, 136, 255]).max() <= 1
 
 
 def test_a_transparent_palette_entry_becomes_white() -> None:
@@ -72,19 +170,93 @@ def test_a_transparent_palette_entry_becomes_white() -> None:
     assert decode(encoded(image), AS_IS).tolist() == [[[10, 20, 30], [200, 100, 50]]]
 
 
-def test_sixteen_bits_are_scaled_and_one_bit_is_black_and_white() -> None:
-    deep = np.array([[0, 257 * 3, 257 * 3 + 128, 257 * 3 + 129, 65535]], dtype=np.uint16)
-    assert decode(encoded(Image.fromarray(deep)), AS_IS).flatten().tolist() == [0, 3, 3, 4, 255]
-    bits = Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1")
-    assert decode(encoded(bits), AS_IS).flatten().tolist() == [0, 255]
+def test_inks_multiply_and_photoshops_are_upside_down() -> None:
+    """CMYK JPEG with Adobe's marker holds 255 - ink; with transform 2 in the marker (YCCK) the same bytes are read as Y, Cb, Cr, 255 - K."""
+    for inks in ([0, 255, 255, 0], [40, 90, 200, 60], [0, 0, 0, 255], [128, 128, 128, 128]):
+        c, m, y, k = (ink / 255 for ink in inks)
+        item = encoded(Image.new("CMYK", (8, 8), tuple(inks)), "JPEG", quality=100, subsampling=0)
+        assert np.abs(decode(item, AS_IS)[4, 4] - 255 * (1 - k) * (1 - np.array([c, m, y]))).max() <= 2
+        assert isinstance(item.source, bytes)
+        marker = item.source.index(b"Adobe") + 11
+        assert item.source[marker] == 0
+        luma, cb, cr, light = (255 - ink for ink in inks)  # ITU-T T.871 turns the first three into R, G, B; those are 255 - C, 255 - M, 255 - Y
+        rgb = [luma + 1.402 * (cr - 128), luma - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), luma + 1.772 * (cb - 128)]
+        expected = light / 255 * (255 - np.clip(rgb, 0, 255))
+        ycck = decode(Encoded("it", item.source[:marker] + b"\2" + item.source[marker + 1 :]), AS_IS)[4, 4]
+        assert np.abs(ycck - expected).max() <= 3
 
 
-@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, -1), (8, 1)])
-def test_exif_orientation_is_applied(orientation: int, turns: int) -> None:
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """EXIF 2.32, tag 0x0112: which sides of the picture the first row and the first column of the file are."""
+    row, column = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "lt", 6: "rt", 7: "rb", 8: "lb"}[orientation]
+    if row in "lr":
+        pixels, row, column = pixels.swapaxes(0, 1), column, row
+    pixels = pixels[::-1] if row == "b" else pixels
+    return pixels[:, ::-1] if column == "r" else pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_all_exif_orientations(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    item = encoded(Image.fromarray(PIXELS[:12]), exif=exif)
-    assert np.array_equal(decode(item, AS_IS), np.rot90(PIXELS[:12], turns))
+    smooth = np.add.outer(np.arange(16) * 9, np.arange(24) * 4)[..., None] + np.array([0, 10, 20])
+    options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}[kind]
+    item = encoded(Image.fromarray(smooth.astype(np.uint8)), kind, exif=exif, **options)
+    assert np.abs(decode(item, AS_IS).astype(int) - turned(smooth, orientation)).max() <= (3 if kind == "JPEG" else 0)
+    if kind == "PNG":
+        deep = Image.fromarray((smooth[..., 0] * 257).astype(np.uint16))
+        assert np.array_equal(decode(encoded(deep, exif=exif), AS_IS)[..., 0], turned(smooth[..., 0], orientation))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_picture_is_taken(kind: str) -> None:
+    frames = [Image.fromarray(PIXELS), Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")]
+    item = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    with Image.open(BytesIO(item.source)) as image:
+        assert image.n_frames == 3
+    assert np.array_equal(decode(item, AS_IS), PIXELS)
+
+
+def test_a_file_with_too_many_bytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = encoded(Image.fromarray(PIXELS))
+    assert isinstance(item.source, bytes)
+    (tmp_path / "a.png").write_bytes(item.source)
+    monkeypatch.setattr(decoding, "MAX_BYTES", len(item.source))
+    assert np.array_equal(decode(item, AS_IS), PIXELS)
+    monkeypatch.setattr(decoding, "MAX_BYTES", len(item.source) - 1)
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("opened"))
+    for part in (item, Encoded("it", tmp_path / "a.png")):
+        with pytest.raises(UserError, match=r"^it has more than 0 MiB"):
+            decode(part, AS_IS)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (30, 29), (7, 50), (1, 64), (24, 24)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_letterbox_and_pad_keep_the_whole_image(height: int, width: int, channels: int) -> None:
+    """A white image within the square: its sides, where it lies and what surrounds it, for files and for tensors."""
+    image = torch.full((1, channels, height, width), 200, dtype=torch.uint8)
+    image[..., 0, :] = image[..., :, 0] = 40  # the first row and column
+    picture = Image.fromarray(image[0].permute(1, 2, 0).numpy().squeeze(-1) if channels == 1 else image[0].permute(1, 2, 0).numpy())
+    inner = (20, max(1, round(20 * width / height))) if height > width else (max(1, round(20 * height / width)), 20)
+    assert abs(inner[1] / inner[0] / (width / height) - 1) < 0.51 / min(inner) or min(inner) == 1  # its own aspect, to the nearest pixel
+    top, left = (20 - inner[0]) // 2, (20 - inner[1]) // 2
+    small = np.asarray(picture.resize(inner[::-1], Image.Resampling.BICUBIC)).reshape(*inner, channels).astype(int)
+    for fit in ("letterbox", "pad"):
+        config = DataConfig(resolution=20, fit=fit, background="#e08040")
+        around = ((top, 20 - inner[0] - top), (left, 20 - inner[1] - left), (0, 0))
+        expected = np.pad(small, around, mode="edge") if fit == "pad" else np.pad(small, around, constant_values=-1)
+        expected = np.where(expected < 0, [224, 128, 64] if channels == 3 else [149], expected)
+        for found in (decode(encoded(picture), config), prepare(image, config)[0].permute(1, 2, 0).numpy()):
+            assert found.shape == (20, 20, channels)
+            assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_letterboxed_grey_image_has_colored_bars_among_colors() -> None:
+    config = DataConfig(resolution=8, fit="letterbox", background="red", channels=3)
+    for found in (prepare(torch.zeros(1, 1, 4, 8, dtype=torch.uint8), config)[0].permute(1, 2, 0).numpy(), decode(encoded(Image.new("L", (8, 4))), config)):
+        assert found[:2].reshape(-1, 3).tolist() == [[255, 0, 0]] * 16
+        assert not found[2:6].any()
 
 
 def test_a_center_square_is_cropped_and_resized_as_tensors_are() -> None:
@@ -148,7 +320,10 @@ def test_constant_images_stay_constant_when_resized() -> None:
     assert torch.equal(prepare(images, DataConfig(resolution=32))[..., 0, 0], images[..., 0, 0])
 
 
-@pytest.mark.parametrize("config", [DataConfig(channels=2), DataConfig(resolution=0), DataConfig(multiple=0), DataConfig(translate=-1)])
+@pytest.mark.parametrize("config", [
+    DataConfig(channels=2), DataConfig(resolution=0), DataConfig(multiple=0), DataConfig(translate=-1), DataConfig(crop=0.0), DataConfig(crop=1.5),
+    DataConfig(crop=float("nan")), DataConfig(fit="squeeze"), DataConfig(background="whit"), DataConfig(background="#12345"), DataConfig(background="hsl(0,100%,50%)"),
+])
 def test_a_config_that_makes_no_sense_is_refused(config: DataConfig) -> None:
     with pytest.raises(UserError, match=r"^--data\.\w+"):
         check_config(config)
@@ -190,6 +365,45 @@ def test_too_many_pixels_are_refused_before_decoding(cap: int, monkeypatch: pyte
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"^it has more than .* million pixels"):
         decode_all([item], AS_IS)
+
+
+def variants() -> dict[str, bytes]:
+    """One small file of every kind that is read."""
+    gen = np.random.default_rng(7)
+    rgba = Image.fromarray(gen.integers(0, 256, (24, 24, 4), dtype=np.uint8))
+    palette = rgba.convert("RGB").quantize(16)
+    items = {
+        "png": encoded(Image.fromarray(PIXELS)), "png-rgba": encoded(rgba), "png-palette": encoded(palette, transparency=3),
+        "png-16": png(gen.integers(0, 2**16, (24, 24, 1)), 16, 0), "png-rgb16": png(gen.integers(0, 2**16, (24, 24, 3)), 16, 2),
+        "png-la": png(gen.integers(0, 256, (24, 24, 2)), 8, 4), "png-1": png(gen.integers(0, 2, (24, 24, 1)), 1, 0),
+        "apng": encoded(rgba, save_all=True, append_images=[rgba.rotate(90)]),
+        "jpeg": encoded(Image.fromarray(PIXELS), "JPEG"), "jpeg-progressive": encoded(Image.fromarray(PIXELS), "JPEG", progressive=True),
+        "jpeg-cmyk": encoded(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"), "jpeg-grey": encoded(Image.fromarray(PIXELS).convert("L"), "JPEG"),
+        "webp": encoded(Image.fromarray(PIXELS), "WEBP"), "webp-lossless": encoded(rgba, "WEBP", lossless=True),
+        "webp-animated": encoded(rgba, "WEBP", save_all=True, append_images=[rgba.rotate(90)]),
+        "bmp": encoded(Image.fromarray(PIXELS), "BMP"), "bmp-palette": encoded(palette, "BMP"), "bmp-rgba": Encoded("it", bmp_with_alpha(np.asarray(rgba))),
+    }
+    return {name: item.source for name, item in items.items() if isinstance(item.source, bytes)}
+
+
+@pytest.mark.parametrize("name", variants())
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_cut_short_or_mutated_gives_pixels_or_one_line(name: str) -> None:
+    data, rng = np.frombuffer(variants()[name], dtype=np.uint8), np.random.default_rng(8)
+    config = DataConfig(resolution=16, fit="letterbox")
+    assert decode(Encoded("it", data.tobytes()), config).shape[:2] == (16, 16)
+    cut = [data[: len(data) * share // 8] for share in range(8)]
+    mutants = [data.copy() for _ in range(80)]
+    for mutant in mutants:
+        mutant[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
+    refused = 0
+    for part in [*cut, *mutants]:
+        try:
+            assert decode(Encoded("it", part.tobytes()), config).shape[:2] == (16, 16)
+        except UserError as error:
+            refused += 1
+            assert re.fullmatch(r"it (cannot|is not|has more).*", str(error))
+    assert refused >= 4
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("BMP", {})])

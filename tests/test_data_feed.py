@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage, stats
 
+from pixelkiln.core import rng
 from pixelkiln.core.recipe import DataConfig
 from pixelkiln.core.rng import permutation
 from pixelkiln.data import Feed, ImageSet, open_source
@@ -97,14 +99,110 @@ def test_moves_are_uniform_and_per_sample() -> None:
     assert (still[:, 0, 7, 5] < still[:, 0, 7, 9]).all()
 
 
-def test_moves_change_with_the_draw_and_the_seed() -> None:
-    config = DataConfig(flip=True, translate=2)
-    keys = [(0, 0), (0, 1), (1, 0), (0, 10**9)]
-    moves = [draw_moves(64, config, seed, draw) for seed, draw in keys]
-    assert len({tuple(move.shift.flatten().tolist()) for move in moves}) == len({tuple(move.flip.tolist()) for move in moves}) == 4
+def test_moves_change_with_the_position_and_the_seed() -> None:
+    config = DataConfig(flip=True, translate=2, crop=0.5)
+    keys = [(0, 0), (0, 64), (1, 0), (0, 64 * 10**9)]
+    moves = [draw_moves(torch.arange(start, start + 64), config, seed) for seed, start in keys]
+    for part in range(3):
+        assert len({tuple(move[part].flatten().tolist()) for move in moves}) == 4
     column = torch.arange(15, dtype=torch.uint8).view(1, 1, 1, 15)
     feed = Feed(ImageSet(column, None, ()), 64, config, 0)
     assert not torch.equal(feed.batch(0).x, feed.batch(1).x)  # one image alone: only the moves can differ
+
+
+ALL_MOVES = DataConfig(flip=True, crop=0.6, translate=3)
+
+
+def test_a_sample_is_moved_alike_whatever_the_batch_size() -> None:
+    """Sample p of the stream, for every way to cut the stream into batches (and so for every number of workers and processes)."""
+    data = open_source("shapes", DataConfig(resolution=16), "test").take(torch.arange(50))
+    whole = Feed(data, 240, ALL_MOVES, seed=3).batch(0)
+    for size in (1, 7, 48, 100):
+        feed = Feed(data, size, ALL_MOVES, seed=3)
+        parts = [feed.batch(draw) for draw in reversed(range(-(-240 // size)))][::-1]
+        assert torch.equal(torch.cat([part.x for part in parts])[:240], whole.x)
+        assert torch.equal(torch.cat([part.cond.mask for part in parts])[:240], whole.cond.mask)
+        assert torch.equal(torch.cat([part.cond.layout for part in parts])[:240], whole.cond.layout)
+        assert tuple(text for part in parts for text in part.cond.text)[:240] == whole.cond.text
+
+
+def test_moves_are_uniform_and_independent() -> None:
+    """Chi-square and Kolmogorov-Smirnov over 40,000 positions; each would fail by chance once in 10,000 times."""
+    moves = draw_moves(torch.arange(10**12, 10**12 + 40_000), ALL_MOVES, seed=11)
+    shift = (moves.shift + 3).numpy()
+    table = np.zeros((2, 7, 7))
+    np.add.at(table, (moves.flip.long().numpy(), shift[:, 0], shift[:, 1]), 1)  # flip, down and right together: uniform and independent
+    assert stats.chisquare(table.flatten()).pvalue > 1e-4
+    after = np.zeros((7, 7))
+    np.add.at(after, (shift[:-1, 0], shift[1:, 0]), 1)  # neighbors in the stream
+    assert stats.chisquare(after.flatten()).pvalue > 1e-4
+    size, top, left = moves.window.T.numpy()
+    assert stats.kstest((size - 0.6) / 0.4, "uniform").pvalue > 1e-4
+    assert stats.kstest(top / (1 - size), "uniform").pvalue > 1e-4
+    assert stats.kstest(left / (1 - size), "uniform").pvalue > 1e-4
+    together = stats.spearmanr(np.stack([size, top / (1 - size), left / (1 - size), shift[:, 0], shift[:, 1], moves.flip.numpy()], axis=1))
+    assert np.abs(together.statistic - np.eye(6)).max() < 0.02
+
+
+def test_uniform_is_splitmix64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first five outputs of SplitMix64 begun at 1234567, as its published implementations give them; and a loop over Python's integers."""
+    known = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    monkeypatch.setattr(rng, "key", lambda *parts: parts[0])
+    assert rng.uniform(torch.arange(5), 1234567).tolist() == [(value >> 11) / 2**53 for value in known]
+    index, mask = [0, 1, 2**40, 2**62, 2**63 - 2], 2**64 - 1
+    for begin in (0, 1, 2**63 - 1):
+        expected = []
+        for i in index:
+            z = (begin + (i + 1) * 0x9E3779B97F4A7C15) & mask
+            z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+            expected.append(((z ^ (z >> 31)) >> 11) / 2**53)
+        assert rng.uniform(torch.tensor(index), begin).tolist() == expected
+
+
+def test_a_window_is_cut_and_enlarged_as_scipy_samples_it() -> None:
+    gen = np.random.default_rng(0)
+    images = gen.integers(0, 256, (30, 2, 9, 12), dtype=np.uint8)
+    moves = draw_moves(torch.arange(30), ALL_MOVES, seed=1)
+    moved, near = (move_images(torch.from_numpy(images), moves, nearest=flag).numpy() for flag in (False, True))
+    away = 0
+    for i, (image, flip, (down, right), (size, top, left)) in enumerate(zip(images, *(part.numpy() for part in moves), strict=True)):
+        y = (np.clip(np.arange(9) - down, 0, 8) + 0.5) * size + top * 9 - 0.5
+        x = (np.clip(np.arange(12) - right, 0, 11) + 0.5) * size + left * 12 - 0.5
+        for channel in range(2):
+            source = image[channel, :, ::-1] if flip else image[channel]
+            expected = ndimage.map_coordinates(source.astype(float), np.meshgrid(y, x, indexing="ij"), order=1, mode="nearest")
+            assert np.abs(moved[i, channel] - expected).max() <= 0.502  # one rounding
+            expected = ndimage.map_coordinates(source, np.meshgrid(y, x, indexing="ij"), order=0, mode="nearest")
+            away += int((near[i, channel] != expected).sum())
+    assert away <= 2  # a tie may be rounded to the other side
+
+
+def test_the_whole_image_as_window_changes_nothing() -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 8, 5), dtype=np.uint8))
+    flip, shift = torch.arange(6) % 2 == 0, torch.randint(-2, 3, (6, 2), generator=torch.Generator().manual_seed(0))
+    whole = torch.tensor([[1.0, 0, 0]], dtype=torch.float64).expand(6, 3)
+    layout = torch.tensor([[[0, 0.25, 0.5, 1, 0.75], [-1, 0, 0, 0, 0]]]).expand(6, 2, 5)
+    assert torch.equal(move_images(images, Moves(flip, shift)), move_images(images, Moves(flip, shift, whole)))
+    assert torch.equal(move_boxes(layout, Moves(flip, shift), 8, 5), move_boxes(layout, Moves(flip, shift, whole), 8, 5))
+
+
+def test_mask_and_boxes_follow_the_window() -> None:
+    """The box of an object is that of its pixels in the enlarged mask, within half an original pixel (less than one new one)."""
+    data = open_source("shapes", DataConfig(resolution=64), "test")
+    data = data.take((data.extras["layout"][:, 1, 0] < 0).nonzero()[:200, 0])  # one object each
+    batch = Feed(data, 200, DataConfig(flip=True, crop=0.5), seed=0).batch(0)
+    assert set(batch.cond.mask.unique().tolist()) == {0.0, 1.0}
+    wider = 0
+    for mask, (kind, *box) in zip(batch.cond.mask[:, 0], batch.cond.layout[:, 0].tolist(), strict=True):
+        assert (kind >= 0) == bool(mask.any())
+        rows, cols = mask.any(dim=1).nonzero().flatten(), mask.any(dim=0).nonzero().flatten()
+        ends = [cols[0] / 64, rows[0] / 64, (cols[-1] + 1) / 64, (rows[-1] + 1) / 64]
+        cut = any(z in (0, 1) for z in box)  # what the border cuts need not reach the other sides of its box
+        assert all((e >= z - 0.02) if k < 2 else (e <= z + 0.02) for k, (e, z) in enumerate(zip(ends, box, strict=True)))
+        assert cut or max(abs(e - z) for e, z in zip(ends, box, strict=True)) < 0.02
+        wider += box[2] - box[0] > 0.45  # larger than any object of the source
+    assert wider > 20
 
 
 def test_mask_and_boxes_move_with_the_image() -> None:

@@ -20,6 +20,7 @@ VERBS = {
     "sample": "images from a run",
     "interpolate": "a walk between two seeds or two images",
     "evaluate": "measure a run, a folder or an .npz against real images",
+    "data": "what a source of images holds: classes, sizes, duplicates, leaks, what is bad",
     "show": "what a run is, how it was trained, its curves",
 }
 

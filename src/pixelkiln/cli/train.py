@@ -16,7 +16,7 @@ from ..engine.publish import data_of, publish
 from ..engine.sample import load
 from ..engine.train import Budget, Order, train
 from ..engine.where import Where
-from .options import add_machine, parents, seconds, whole
+from .options import access, add_access, add_machine, parents, seconds, whole
 
 __all__ = ["add", "add_recipe", "run"]
 
@@ -24,7 +24,7 @@ __all__ = ["add", "add_recipe", "run"]
 def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of `train` that every recipe has."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from 'pixelkiln list', or my_file.py:my_recipe")
-    parser.add_argument("--data", metavar="SRC", help="digits, shapes, or a path: IDX folder, image folder, Parquet, .npz")
+    parser.add_argument("--data", metavar="SRC", help="digits, glyphs, shapes, hf:owner/name, or a path: IDX folder, image folder, Parquet, .zip, .tar, .npz")
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to make")
     parser.add_argument("--size", default="small", choices=("tiny", "small", "base"), help="how large the recipe's networks are")
     length = parser.add_mutually_exclusive_group()
@@ -37,6 +37,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", dest="code", default="", metavar="M:F",
                         help="the parent's recipe, where that is code outside the library (it will be executed)")
     parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    add_access(parser)
     add_machine(parser)
 
 
@@ -64,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
                   args.code)
     where = Where.choose(args.device, args.precision, args.compile)
     log = Log(args.quiet)
-    done = train(order, where, args.resume, log)
+    done = train(order, where, args.resume, log, access(args))
     trained = load(done.path, args.device, args.precision, recipe=args.code or args.recipe)
-    report = publish(trained, *data_of(trained))
+    report = publish(trained, *data_of(trained, access=access(args)))
     log.say(f"run: {done.path}")
     print(f"report: {report}")
     return 0

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from .config import nearest
 from .files import write_bytes
 from .types import UserError
 
-__all__ = ["decode_image", "from_uint8", "grid", "png_bytes", "read_image", "save_gif", "save_png", "to_uint8"]
+__all__ = ["color", "decode_image", "flatten", "from_uint8", "grid", "luma", "png_bytes", "read_image", "save_gif", "save_png", "to_uint8"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is ever parsed, whatever the name of the file
 MAX_PIXELS = 64_000_000
@@ -92,11 +94,52 @@ def save_gif(path: str | Path, frames: Sequence[Tensor], fps: float = 12.0) -> N
     write_bytes(Path(path), out.getvalue())
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The bytes of a PNG, JPEG, WEBP or BMP file to uint8 (C, H, W): C = 1 where the file is grey, else 3.
+def color(text: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0..255, of a color of CSS: a name, #rgb or #rrggbb. UserError with the nearest names for anything else."""
+    if not (text.lower() in ImageColor.colormap or re.fullmatch("#([0-9a-fA-F]{3}){1,2}", text)):
+        raise UserError(f"no color {text!r}: give its name or #rrggbb; {nearest(text.lower(), ImageColor.colormap)}")
+    red, green, blue = ImageColor.getrgb(text)[:3]
+    return red, green, blue
 
-    Turned upright by its EXIF orientation; transparency is laid on white; 16-bit grey keeps its high bits; of an animation, the
-    first picture. UserError naming `name`: another format, more than `max_pixels`, or damaged.
+
+def flatten(image: Image.Image, channels: int | None = None, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """A picture as `Image.open` gives it, upright (EXIF), in mode L or RGB, with what is transparent laid on the background.
+
+    channels: 1 or 3; None keeps grey pictures grey, on the background's luma. Bytes are mixed, alpha v + (1 - alpha) b, not light. 16-bit
+    grey is rounded; of 16-bit color the high bytes are taken; CMYK becomes (1 - C)(1 - K), ...; color profiles are ignored.
+    """
+    tiles = getattr(image, "tile", [])
+    raw = str(tiles[0].args) if image.format == "PNG" and tiles else ""  # how the file has its pixels; forgotten once loaded
+    ImageOps.exif_transpose(image, in_place=True)
+    grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I") or raw.startswith("LA")
+    clear = image.info.get("transparency")  # the value that is transparent, as the file has it; Pillow looks for it among 8-bit values
+    if isinstance(clear, int) and raw in ("L;2", "L;4"):
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[raw]
+    elif isinstance(clear, tuple) and raw == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
+    if image.mode.startswith("I"):  # 16 bits: 65535 = 255 * 257
+        deep = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((deep + 128) // 257).clip(0, 255).astype(np.uint8))
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(deep == clear, 0, 255).astype(np.uint8)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if grey and channels != 3:
+            background = (luma(background),) * 3
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+    mode = {None: "L" if grey else "RGB", 1: "L", 3: "RGB"}[channels]
+    return image if image.mode == mode else image.convert(mode)
+
+
+def luma(rgb: tuple[int, int, int]) -> int:
+    """0.299 R + 0.587 G + 0.114 B (ITU-R BT.601) in 16-bit fixed point, as Pillow's mode L."""
+    return (rgb[0] * 19595 + rgb[1] * 38470 + rgb[2] * 7471 + 0x8000) >> 16
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The bytes of a PNG, JPEG, WEBP or BMP file to uint8 (C, H, W): C = 1 where the file is grey, else 3; on white, as `flatten` says.
+
+    Of an animation, the first picture. UserError naming `name`: another format, more than `max_pixels`, or damaged.
     """
     try:
         with warnings.catch_warnings():
@@ -104,25 +147,12 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height <= max_pixels:
-                    image.load()
-                    return _tensor(ImageOps.exif_transpose(image))
+                    array = np.array(flatten(image))  # (H, W) or (H, W, 3)
+                    return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1).contiguous()
     except Exception as error:  # a decoder fed with damaged bytes raises OSError, SyntaxError, ValueError, struct.error, ...
         reason = " ".join(str(error).split()) if not isinstance(error, UnidentifiedImageError) else "not one of these formats"
         raise UserError(f"{name}: cannot be read as {', '.join(FORMATS)} ({reason}): replace or remove the file") from error
     raise UserError(f"{name}: {width} x {height} pixels are more than {max_pixels:,}: make the image smaller")
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    if image.mode.startswith("I"):  # 16-bit grey
-        return torch.from_numpy((np.asarray(image).astype(np.int64) * 255 + 32767) // 65535).clamp(0, 255).to(torch.uint8)[None]
-    if image.has_transparency_data:
-        grey = image.mode == "LA"
-        clear = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, clear).convert("L" if grey else "RGB")
-    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    array = np.array(image)  # (H, W) or (H, W, 3)
-    return torch.from_numpy(array)[None] if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:

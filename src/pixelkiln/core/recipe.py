@@ -22,7 +22,10 @@ class DataConfig:
     at_least: int = 1  # smaller images are enlarged to this side
     multiple: int = 1  # the side is rounded up to a multiple of this
     channels: int | None = None  # 1 (grey) or 3 (RGB); default: as the source has it
+    fit: Literal["crop", "letterbox", "pad"] = "crop"  # to a square: its center; all of it on the background; all of it, edges repeated
+    background: str = "white"  # below what is transparent, and beside a letterboxed image: a color's name or #rrggbb
     flip: bool = False  # mirror at random, left to right
+    crop: float = 1.0  # cut at random to a window with sides of this share at least, enlarged again
     translate: int = 0  # shift at random by up to so many pixels (edge repeated)
 
 

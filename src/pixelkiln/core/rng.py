@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["generator", "key", "noise", "permutation", "seed_all", "streams"]
+__all__ = ["generator", "key", "noise", "permutation", "seed_all", "streams", "uniform"]
+
+
+_GAMMA, _MIX1, _MIX2 = (c - 2**64 for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # as int64
 
 
 def key(*parts: int | str) -> int:
@@ -34,6 +37,23 @@ def seed_all(*parts: int | str) -> None:
 def permutation(n: int, *parts: int | str) -> Tensor:
     """A permutation of 0..n-1, (n,) int64, that depends on the key alone."""
     return torch.randperm(n, generator=generator(*parts))
+
+
+def uniform(index: Tensor, *parts: int | str) -> Tensor:
+    """Uniform numbers in [0, 1), float64 of the shape of `index` (int64): number i depends on i and the key alone.
+
+    The upper 53 bits of output i (from 0) of SplitMix64 begun at the key: mix(key + (i + 1) GAMMA), modulo 2^64.
+    G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators, OOPSLA 2014; the mix is D. Stafford's variant 13.
+    """
+    z = (index + 1) * _GAMMA + key(*parts)  # int64 wraps around
+    z = (z ^ _shift(z, 30)) * _MIX1
+    z = (z ^ _shift(z, 27)) * _MIX2
+    return _shift(z ^ _shift(z, 31), 11).double() * 2.0**-53
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """z >> bits of unsigned integers."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def streams(seeds: Sequence[int], name: str) -> list[torch.Generator]:
