@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
+from ..core.errors import UserError
 from ..core.files import write_json
-from ..core.types import UserError
-from ..engine.log import Log
-from ..engine.measure import measure, measure_images
-from ..engine.sample import load
-from ..metrics.result import Report
 from .options import add_machine, parents, whole
 from .sample import add_knobs, knobs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..metrics.result import Report
 
 __all__ = ["add", "run"]
 
@@ -36,6 +35,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def table(report: Report) -> Table:
     """The scores as people read them."""
+    from rich.table import Table
+
     shown = Table(box=None, pad_edge=False, header_style="bold")
     rows = report.table()
     for column in rows[0]:
@@ -47,6 +48,12 @@ def table(report: Report) -> Table:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and bring the run's report up to date."""
+    from rich.console import Console
+
+    from ..engine.log import Log
+    from ..engine.measure import measure, measure_images
+    from ..engine.sample import load
+
     log, path = Log(args.quiet), Path(args.samples)
     names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():

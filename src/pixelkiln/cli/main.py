@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.types import UserError
+from ..core.errors import UserError
 from ..core.version import __version__
 from .options import Parser
 

@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from ..core.config import nearest
-from ..core.types import UserError
+from ..core.errors import UserError
 
 __all__ = ["Parser", "add_machine", "parents", "seconds", "whole"]
 

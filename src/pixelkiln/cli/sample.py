@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from ..core.images import grid, read_image, save_png
-from ..core.protocols import Method
-from ..core.types import Ability, Request, UserError
-from ..data.npz import write_npz
-from ..engine.log import Log
-from ..engine.sample import Trained, generate, load
+from ..core.errors import UserError
 from .options import add_machine, parents, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..core.protocols import Method
+    from ..core.types import Request
+    from ..engine.sample import Trained
 
 __all__ = ["add", "add_knobs", "fitted", "knobs", "run", "write"]
 
@@ -55,6 +55,7 @@ def knobs(args: argparse.Namespace) -> dict[str, Any]:
 
 def fitted(path: Path, method: Method) -> Tensor:
     """A source image in the method's shape (center crop, antialiased)."""
+    from ..core.images import read_image
     from ..core.recipe import DataConfig
     from ..data.prepare import prepare
 
@@ -66,6 +67,9 @@ def fitted(path: Path, method: Method) -> Tensor:
 
 def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, ...], columns: int | None = None) -> None:
     """Images uint8 (N, C, H, W) as the name of `out` says."""
+    from ..core.images import grid, save_png
+    from ..data.npz import write_npz
+
     if out.suffix == ".npz":
         write_npz(out, images.permute(0, 2, 3, 1).contiguous(), labels, classes)
     elif out.suffix == ".png":
@@ -86,6 +90,10 @@ def request_of(args: argparse.Namespace, trained: Trained) -> Request:
 
 def run(args: argparse.Namespace) -> int:
     """Sample and write."""
+    from ..core.types import Ability
+    from ..engine.log import Log
+    from ..engine.sample import generate, load
+
     if args.out.suffix not in (".png", ".npz", ""):
         raise UserError(f"--out {args.out}: write .png (a grid), .npz, or a folder without suffix")
     if args.out.suffix == "" and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):

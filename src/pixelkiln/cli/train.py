@@ -7,15 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..core.catalog import find, overridable
-from ..core.runs import Run
-from ..core.types import UserError
-from ..engine.build import open_run
-from ..engine.log import Log
-from ..engine.publish import data_of, publish
-from ..engine.sample import load
-from ..engine.train import Budget, Order, train
-from ..engine.where import Where
+from ..core.errors import UserError
+from ..core.listing import options
 from .options import add_machine, parents, seconds, whole
 
 __all__ = ["add", "add_recipe", "run"]
@@ -41,14 +34,21 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, name: str, size: str) -> None:
     """The recipe's own options, typed, with their defaults."""
     group = parser.add_argument_group(f"options of {name} (size {size})")
-    for option, leaf in overridable(find(name)(size)):
-        value = ",".join(map(str, leaf.value)) if isinstance(leaf.value, tuple) else leaf.value
-        group.add_argument(f"--{option}", metavar=leaf.words.upper() if "|" not in leaf.words else leaf.words, dest=f"set:{option}",
-                           help=f"(default: {'none' if value is None else value})")
+    for o in options(name, size):
+        group.add_argument(f"--{o.name}", metavar=o.words.upper() if "|" not in o.words else o.words, dest=f"set:{o.name}",
+                           help=f"(default: {o.default.replace('%', '%%')})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, then write the report."""
+    from ..core.runs import Run  # what needs torch is imported here, so that `--help` is quick
+    from ..engine.build import open_run
+    from ..engine.log import Log
+    from ..engine.publish import data_of, publish
+    from ..engine.sample import load
+    from ..engine.train import Budget, Order, train
+    from ..engine.where import Where
+
     begun = args.resume and Run(args.out).recipe_file.exists()
     if begun and not args.recipe:
         args.recipe = open_run(args.out).facts["recipe"]
