@@ -18,7 +18,7 @@ from pixelkiln.engine.log import Log
 from pixelkiln.engine.loop import Diverged, only
 from pixelkiln.engine.optim import build, lr_at, pack, unpack
 from pixelkiln.engine.train import Budget, Order, train
-from pixelkiln.engine.where import Where, bf16_gain
+from pixelkiln.engine.where import Where
 
 TOYS = str(Path(__file__).with_name("toys.py"))
 HERE = Where("cpu", "fp32", False, torch.get_num_threads())
@@ -190,14 +190,3 @@ def test_a_recipe_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
     run.recipe_file.write_text(json.dumps(facts))
     with pytest.raises(UserError, match="unknown field 'colour'"):
         open_run(run.path)
-
-
-def test_precision_is_measured_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
-    state = torch.get_rng_state()
-    gain = bf16_gain(torch.device("cpu"))
-    assert gain > 0
-    assert bf16_gain(torch.device("cpu")) == gain, "kept"
-    assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(UserError, match="--device nonsense"):
-        Where.choose("nonsense")

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     log, path = Log(args.quiet), Path(args.samples)
     names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():
-        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent))
+        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
         found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, **knobs(args))
     elif args.data:
         found = measure_images(path, args.data, args.seed, names, log)

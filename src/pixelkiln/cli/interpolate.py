@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out.suffix not in (".png", ".gif"):
         raise UserError(f"--out {args.out}: write .png (a strip) or .gif (an animation)")
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent))
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
     ends = (fitted(args.images[0], trained.method), fitted(args.images[1], trained.method)) if args.images else None
     frames = trained.interpolate(args.frames, args.seed, args.to_seed, args.label, ends, args.path)
     if args.out.suffix == ".gif":

@@ -10,7 +10,7 @@ from typing import NoReturn
 from ..core.config import nearest
 from ..core.errors import UserError
 
-__all__ = ["Parser", "add_machine", "parents", "seconds", "whole"]
+__all__ = ["Parser", "add_machine", "count", "parents", "seconds", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +56,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs (never part of the recipe)")
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 where this machine is faster at it")
+    group.add_argument("--layout", default="auto", choices=("auto", "channels-last", "contiguous"), help="of images in memory; auto: the faster one")
+    group.add_argument("--threads", default="auto", type=count, metavar="N", help="processor threads; auto: OMP_NUM_THREADS, or as many as help")
     group.add_argument("--quiet", action="store_true", help="say nothing but results and errors")
 
 
@@ -73,6 +75,11 @@ def whole(text: str) -> int:
     if not found or int(found[1]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(found[1]) * {"": 1, "k": 1000, "K": 1000, "M": 1_000_000}[found[2]]
+
+
+def count(text: str) -> int | str:
+    """A whole number above 0, or auto."""
+    return text if text == "auto" else whole(text)
 
 
 def parents(pairs: list[str]) -> dict[str, str]:

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: write .png (a grid), .npz, or a folder without suffix")
     if args.out.suffix == "" and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise UserError(f"{args.out} is not an empty folder: choose another --out")
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent))
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
     request = request_of(args, trained)
     log = Log(args.quiet)
     start = time.perf_counter()

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.publish import facts_for_people
     from ..engine.sample import load
 
-    trained = load(args.run, args.device, "fp32", args.recipe, parents(args.parent))
+    trained = load(args.run, args.device, "fp32", args.recipe, parents(args.parent), layout="channels-last")
     opened = trained.opened
     for name, value in facts_for_people(trained).items():
         print(f"{name:>15}  {value}")

@@ -27,7 +27,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="everything random depends on it")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly as it would have gone on")
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="the trained run that this recipe builds on")
-    parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    parser.add_argument("--compile", nargs="?", const="on", default="auto", choices=("auto", "on", "off"), help="torch.compile the networks (auto: off)")
     add_machine(parser)
 
 
@@ -59,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
     order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
-    where = Where.choose(args.device, args.precision, args.compile)
+    where = Where.choose(args.device, args.precision, args.compile, args.layout, args.threads)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log)
-    trained = load(done.path, args.device, args.precision, recipe=args.recipe)
+    trained = load(done.path, args.device, args.precision, args.recipe, layout=args.layout)
     report = publish(trained, *data_of(trained))
     log.say(f"run: {done.path}")
     print(f"report: {report}")

@@ -66,7 +66,7 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     start = time.perf_counter()
     copy = make(stage, data.info, parents, order.seed)
     where.place(copy)
-    feed = Feed(data, config.batch, stage.data, order.seed, where.device, channels_last=True)
+    feed = Feed(data, config.batch, stage.data, order.seed, where.device, where.layout == "channels-last")
     trial = Trainer(copy, config, feed.batch, order.seed, config.steps, where)
     if not trial.rows:
         return 0, {"by": "closed form"}

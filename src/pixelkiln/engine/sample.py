@@ -57,7 +57,7 @@ def generate(method: Method, request: Request, where: Where, batch: int = 250, d
     device = torch.device(where.device)
     for i in range(0, len(request.seeds), batch):
         part = request.take(slice(i, i + batch))
-        with where.autocast():
+        with where.eager(), where.autocast():
             parts.append(to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu())
         if done is not None:
             done(min(i + batch, len(request.seeds)))
@@ -154,7 +154,8 @@ class Trained:
         return to_uint8(x.float().clamp(-1, 1)).cpu()
 
 
-def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None) -> Trained:
+def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None,
+         layout: str = "auto", threads: int | str | None = None) -> Trained:
     """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library."""
     method, opened = load_method(run, recipe, parents)
-    return Trained(method, opened, Where.choose(device, precision))
+    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads))

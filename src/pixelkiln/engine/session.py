@@ -37,7 +37,7 @@ class Interrupted(Exception):
 def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mapping[str, Any], where: Where, log: Log) -> None:
     """The fits and the steps, with everything written on the way."""
     config, total = stage.train, int(facts["total"])
-    feed = Feed(data, config.batch, stage.data, facts["seed"], where.device, channels_last=True)
+    feed = Feed(data, config.batch, stage.data, facts["seed"], where.device, where.layout == "channels-last")
     trainer = Trainer(method, config, feed.batch, facts["seed"], total, where)
     point, bad = run.last_good()
     for wrong in bad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .build import load_method, make, open_run, parent_digest, versions
 from .log import Log
 from .plan import Budget, Order, plan
 from .session import execute
-from .where import Where, processor
+from .where import Where
 
 __all__ = ["Budget", "Order", "train"]
 
@@ -80,10 +80,11 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         facts = {
             "recipe": order.recipe, "size": order.size, "stage": stage.name, "seed": order.seed, "stages": stages_to_json(recipe.stages),
             "data": _data_facts(order.source, data), "parents": parts, "total": total, "plan": how, "asked": order.asked(), "command": order.command,
-            "where": {**asdict(where), "processor": processor()}, "versions": versions(),
+            "where": where.facts(), "versions": versions(),
             "parameters": sum(p.numel() for p in method.parameters()),
         }
         write_json(run.recipe_file, facts)
+        log.say(f"on {where}")
     execute(run, stage, method, data, facts, where, log)
     return run
 
@@ -97,11 +98,15 @@ def _data_facts(source: str, data: ImageSet) -> dict[str, Any]:
 
 
 def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Stage, where: Where, log: Log) -> tuple[Order, Recipe, Stage, Where]:
-    """A resumed run keeps the plan, configuration and precision with which it was begun."""
+    """A resumed run keeps the plan, the configuration and the way to compute with which it was begun."""
     asked = order.asked()
     if any(asked.values()) and asked != facts["asked"]:
         raise UserError(f"{order.out} was begun with other options or another budget, which a resumed run keeps: leave them out, or train anew")
-    begun = facts["where"]
+    begun, now = facts["where"], where
+    where = now.kept(begun)
+    for name in ("precision", "layout", "compile"):
+        if name not in now.why and getattr(now, name) != getattr(where, name):
+            log.say(f"note: begun with {name} {getattr(where, name)}, which a resumed run keeps")
     if begun["threads"] != where.threads or begun["device"] != where.device:
         log.say(f"note: begun on {begun['device']} with {begun['threads']} threads, now {where.device} with {where.threads}: "
                 "the result will not be bit for bit that of an unbroken run")
@@ -109,4 +114,4 @@ def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Sta
     source = order.source or facts["data"]["source"]
     begun_order = replace(order, source=source, seed=facts["seed"], size=facts["size"], parents=parents)
     begun_stage = next(s for s in recipe.stages if s.name == stage.name)
-    return begun_order, recipe, begun_stage, replace(where, precision=begun["precision"])
+    return begun_order, recipe, begun_stage, where
