@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from pixelkiln.core.recipe import EmaConfig, OptConfig
+from pixelkiln.core.rng import key, seed_all
 from pixelkiln.core.types import Moment, UserError
+from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import load_method, open_run
 from pixelkiln.engine.ema import Average, decay
 from pixelkiln.engine.log import Log
-from pixelkiln.engine.loop import Diverged, only
+from pixelkiln.engine.loop import Diverged, Trainer, only
 from pixelkiln.engine.optim import build, lr_at, pack, unpack
 from pixelkiln.engine.train import Budget, Order, train
 from pixelkiln.engine.where import Where
@@ -190,3 +192,25 @@ def test_a_recipe_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
     run.recipe_file.write_text(json.dumps(facts))
     with pytest.raises(UserError, match="unknown field 'colour'"):
         open_run(run.path)
+
+
+def test_seeding_is_torchs_own() -> None:
+    """`seed_all` leaves torch's generator as torch.manual_seed does, and costs a small part of it."""
+    seed_all(3, "step", 7)
+    mine = torch.get_rng_state()
+    torch.manual_seed(key(3, "step", 7))
+    assert torch.equal(mine, torch.get_rng_state())
+
+
+def test_frozen_modules_are_walked_once_and_evaluation_mode_never_stays(tmp_path: Path) -> None:
+    """A net that something has left in evaluation mode is in training mode again at the next step."""
+    run = train(order(tmp_path / "r", "dcgan", budget=Budget(steps=1)), HERE, log=QUIET)
+    method, opened = load_method(run.path)
+    seen = []
+    method.generator.register_forward_pre_hook(lambda net, _: seen.append(all(m.training for m in net.modules())))
+    feed = Feed(open_source("digits", opened.stage.data), 8, opened.stage.data, 0)
+    trainer = Trainer(method, opened.stage.train, feed.batch, 0, 4, HERE)
+    method.generator.blocks[0].eval()
+    trainer.step(0)
+    assert seen
+    assert all(seen)

@@ -28,9 +28,21 @@ class Diverged(RuntimeError):
 @contextlib.contextmanager
 def only(method: nn.Module, nets: tuple[str, ...]) -> Iterator[None]:
     """Freeze every net of the method but these: no gradients for its parameters, and its normalisation statistics stand still."""
+    with still(*others(method, nets)):
+        yield
+
+
+def others(method: nn.Module, nets: tuple[str, ...]) -> tuple[list[nn.Parameter], list[Any]]:
+    """Parameters, and modules with running statistics, of every net of the method but these."""
     frozen = [net for name, net in method.named_children() if name not in nets]
-    parameters = [p for net in frozen for p in net.parameters() if p.requires_grad]
-    norms: list[Any] = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
+    norms = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
+    return [p for net in frozen for p in net.parameters()], norms
+
+
+@contextlib.contextmanager
+def still(parameters: Iterable[nn.Parameter], norms: Iterable[Any]) -> Iterator[None]:
+    """Inside, no gradients for the parameters (of those that ask for them), and no running statistics."""
+    parameters = [p for p in parameters if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
     for m in norms:
@@ -68,6 +80,8 @@ class Trainer:
         self.owned = {name: list(params.values()) for name, params in owned.items()}
         self.opts = {name: build(config.opts[name], params) for name, params in self.owned.items()}
         self.average = Average(method, method.averaged, config.ema) if config.ema and method.averaged else None
+        self.others = {row.nets: others(method, row.nets) for row in self.rows}  # walked through once: it takes as long as a small step
+        self.modules = list(method.modules())
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # terms since the last look, not yet read off the device
 
     def fit(self, passes: Callable[[], Iterable[Batch]]) -> dict[str, float]:
@@ -79,7 +93,8 @@ class Trainer:
     def step(self, k: int) -> None:
         """Step number k (from 0): every row that is due."""
         moment = Moment(k, self.total, k * self.config.batch)
-        self.method.train()
+        if not all(m.training for m in self.modules):
+            self.method.train()
         terms: dict[str, Tensor] = {}
         batch, number = None, k * self.fresh
         for row in self.rows:
@@ -105,7 +120,7 @@ class Trainer:
             group["lr"] = lr_at(config, moment)
         prefix = f"{row.name}/" if len(self.rows) > 1 else ""
         found: dict[str, Tensor] = {}
-        with only(self.method, row.nets):
+        with still(*self.others[row.nets]):
             size = len(batch.x) // self.config.accumulate
             for i in range(self.config.accumulate):
                 part = batch if self.config.accumulate == 1 else batch.take(slice(i * size, (i + 1) * size))
