@@ -21,7 +21,7 @@ from pixelkiln.engine import race as racing
 from pixelkiln.engine.log import Log
 from pixelkiln.engine.race import Entry, fewer_threads, race, times
 from pixelkiln.engine.train import Budget, Order, train
-from pixelkiln.engine.where import Where
+from pixelkiln.engine.where import Where, _check_compiler
 
 CPU = torch.device("cpu")
 QUIET = Log(quiet=True)
@@ -207,3 +207,35 @@ def test_without_a_compiler_compile_on_is_one_line(tmp_path: Path) -> None:
     env = os.environ | {"CXX": str(tmp_path / "none"), "PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert "pixelkiln.core.errors.UserError: --compile on: torch.compile does not work here" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def compiler() -> None:
+    """Skips where torch.compile does not work."""
+    try:
+        _check_compiler(CPU)
+    except UserError as e:
+        pytest.skip(str(e))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what it uses itself
+@pytest.mark.usefixtures("compiler")
+def test_compiled_training_is_training(tmp_path: Path, threads: int) -> None:
+    """The weights after some steps, within rounding; and sampling in the middle compiles nothing."""
+    found = []
+    for compiled in (False, True):
+        order = Order("vae-mlp", "digits", tmp_path / f"{compiled}", "tiny", Budget(steps=4))
+        found.append(train(order, Where("cpu", "fp32", compiled, threads), log=QUIET).checkpoint().tensors("weights"))
+    eager, compiled_weights = found
+    assert eager.keys() == compiled_weights.keys()
+    for name, w in eager.items():
+        torch.testing.assert_close(compiled_weights[name], w, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what it uses itself
+@pytest.mark.usefixtures("compiler")
+def test_a_gradient_of_a_gradient_is_refused_in_one_line_when_compiled(tmp_path: Path, threads: int) -> None:
+    toys = str(Path(__file__).with_name("toys.py"))
+    train(Order(f"{toys}:penalized", "digits", tmp_path / "eager", "tiny"), Where("cpu", "fp32", False, threads), log=QUIET)
+    with pytest.raises(UserError, match="differentiates a gradient, which compiled networks cannot"):
+        train(Order(f"{toys}:penalized", "digits", tmp_path / "compiled", "tiny"), Where("cpu", "fp32", True, threads), log=QUIET)

@@ -21,7 +21,7 @@ from .build import load_method, make, open_run, parent_digest, versions
 from .log import Log
 from .plan import Budget, Order, plan
 from .session import execute
-from .where import Where
+from .where import Where, compilable
 
 __all__ = ["Budget", "Order", "train"]
 
@@ -75,7 +75,8 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         if facts["data"]["digest"] != data.digest():
             raise UserError(f"{order.source} has changed since {run.path} was begun; train anew with another --out")
     else:
-        total, how = plan(order, stage, data, methods, where, log, any(isinstance(row, Update) for row in method.updates()))
+        with compilable(where, order.recipe):
+            total, how = plan(order, stage, data, methods, where, log, any(isinstance(row, Update) for row in method.updates()))
         parts = {role: {"run": os.path.relpath(roles[role], run.path), "digest": parent_digest(o)} for role, (_, o) in parents.items()}
         facts = {
             "recipe": order.recipe, "size": order.size, "stage": stage.name, "seed": order.seed, "stages": stages_to_json(recipe.stages),
@@ -85,7 +86,8 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         }
         write_json(run.recipe_file, facts)
         log.say(f"on {where}")
-    execute(run, stage, method, data, facts, where, log)
+    with compilable(where, order.recipe):
+        execute(run, stage, method, data, facts, where, log)
     return run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from ..core.protocols import Method
 from ..core.types import UserError
 from .race import FORMATS, LAYOUTS, PRECISIONS, fewer_threads, processor, times
 
-__all__ = ["Precision", "Where", "processor"]
+__all__ = ["Precision", "Where", "compilable", "processor"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 WORTH = 1.15  # bf16 is chosen when it is at least so many times as fast
@@ -109,6 +109,17 @@ class Where:
         if self.compile:
             for net in method.children():
                 net.compile()
+
+
+@contextlib.contextmanager
+def compilable(where: Where, what: str) -> Iterator[None]:
+    """Inside, what compiled networks cannot do is a `UserError`: differentiate a gradient, as the penalties of some GANs do."""
+    try:
+        yield
+    except RuntimeError as e:
+        if where.compile and "double backward" in str(e):
+            raise UserError(f"--compile on: {what} differentiates a gradient, which compiled networks cannot; train anew without it, with another --out") from None
+        raise
 
 
 def _quickest(took: Mapping[tuple[str, str], float], precision: str, layout: str, why: dict[str, str]) -> tuple[str, str]:
