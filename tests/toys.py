@@ -63,12 +63,23 @@ class Exploding(Method):
         return torch.zeros(len(request.seeds), *self.shape)
 
 
+class Judge(nn.Module):
+    """Images to numbers (torch.compile passes over a bare Sequential)."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
 class Penalized(Method):
     """Its loss has the square of a gradient, as the penalties of GANs have."""
 
     def __init__(self, info: DataInfo, config: CodeConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
-        self.net = nn.Sequential(nn.Linear(info.shape.numel, config.width), nn.SiLU(), nn.Linear(config.width, 1))
+        self.net = Judge(info.shape.numel, config.width)
 
     def updates(self) -> Sequence[Update]:
         return (Update("d", ("net",), self.loss, opt="main"),)
