@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelkiln.core.recipe import EmaConfig, OptConfig
 from pixelkiln.core.rng import key, seed_all
@@ -18,7 +18,7 @@ from pixelkiln.engine.build import load_method, open_run
 from pixelkiln.engine.ema import Average, decay
 from pixelkiln.engine.log import Log
 from pixelkiln.engine.loop import Diverged, Trainer, only
-from pixelkiln.engine.optim import build, lr_at, pack, unpack
+from pixelkiln.engine.optim import build, lr_at, pack, settle, unpack
 from pixelkiln.engine.train import Budget, Order, train
 from pixelkiln.engine.where import Where
 
@@ -214,3 +214,29 @@ def test_frozen_modules_are_walked_once_and_evaluation_mode_never_stays(tmp_path
     trainer.step(0)
     assert seen
     assert all(seen)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_moments_that_are_next_to_nothing_become_nothing_and_no_weight_changes(kind: str) -> None:
+    """An input that falls silent: its moments sink below 1e-38 and stay there, unless they are settled; the weights are the same, bit for bit."""
+
+    def trained(settled: bool) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        opt = build(OptConfig(kind, lr=0.01), net.parameters())
+        data = torch.randn(1200, 8, 4)
+        data[20:, :, 0] = 0
+        for k, x in enumerate(data):
+            opt.zero_grad()
+            net(x).square().mean().backward()
+            opt.step()
+            if settled and k % 100 == 99:
+                settle({"main": opt})
+        state = opt.state[net.weight]
+        return net.weight.detach(), state["momentum_buffer" if kind == "sgd" else "exp_avg"]
+
+    (plain, stuck), (same, clean) = trained(False), trained(True)
+    assert bool(((stuck != 0) & (stuck.abs() < 1.2e-38)).any()), "or there is nothing to settle"
+    assert not bool(((clean != 0) & (clean.abs() < 1.2e-38)).any())
+    assert torch.equal(clean[:, 1:], stuck[:, 1:])
+    assert torch.equal(plain, same)

@@ -15,7 +15,7 @@ from ..core.recipe import TrainConfig
 from ..core.rng import seed_all
 from ..core.types import Batch, Moment
 from .ema import Average
-from .optim import build, lr_at, pack, unpack
+from .optim import build, lr_at, pack, settle, unpack
 from .where import Where
 
 __all__ = ["Diverged", "Trainer", "only"]
@@ -111,6 +111,8 @@ class Trainer:
             self.method.after_step(moment, terms)
         if self.average is not None:
             self.average.update(self.config.batch, (k + 1) * self.config.batch)
+        if k % 100 == 99:
+            settle(self.opts)
         self.pending.append((k, terms))
 
     def _update(self, row: Update, batch: Batch, moment: Moment) -> dict[str, Tensor]:
