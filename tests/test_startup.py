@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import pixelkiln
 from pixelkiln.core import listing as module
 from pixelkiln.core.cache import keep, recall
 from pixelkiln.core.catalog import builtin, overridable
 from pixelkiln.core.listing import listing, options, stamp
+from pixelkiln.engine.log import Log
+from pixelkiln.engine.train import Order, train
+from pixelkiln.engine.where import Where
 
 HEAVY = ("torch", "numpy", "pyarrow", "sklearn", "PIL", "safetensors")
 TOYS = str(Path(__file__).with_name("toys.py"))
@@ -153,3 +157,12 @@ def test_the_package_gives_what_it_says() -> None:
     assert pixelkiln.train is train
     with pytest.raises(AttributeError, match="paint"):
         _ = pixelkiln.paint
+
+
+def test_sampling_imports_nothing_that_it_does_not_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither readers of Parquet nor scikit-learn (the embedded digits) are needed to draw from a run."""
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
+    train(Order("pca", "digits", tmp_path / "r", "tiny"), Where("cpu", "fp32", False, torch.get_num_threads()), log=Log(quiet=True))
+    status, used, _ = heavy(tmp_path / "cache", "sample", str(tmp_path / "r"), "-n", "4", "--out", str(tmp_path / "a.png"), "--precision", "fp32", "--layout", "contiguous", "--quiet")
+    assert status == 0
+    assert set(used) <= {"torch", "numpy", "PIL", "safetensors"}
