@@ -54,19 +54,12 @@ class Where:
             torch.set_float32_matmul_precision("high")
         if isinstance(threads, int):
             torch.set_num_threads(threads)
-        count = torch.get_num_threads()
-        why: dict[str, str] = {}
-        if "auto" in (precision, layout):
-            precision, layout = _quickest(times(at, count), precision, layout, why)
-        if threads == "auto":
-            why["threads"] = "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else f"of {count}"
-            if at.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-                count = fewer_threads(at, precision, layout, count)
-        if compile == "auto":
-            why["compile"] = COMPILE
         if compile == "on":
             _check_compiler(at)
-        return cls(device, precision, compile == "on", count, layout, why)
+        found = _raced(at, precision, layout, threads)
+        if compile == "auto":
+            found["why"]["compile"] = COMPILE
+        return cls(device, compile=compile == "on", **found)
 
     def facts(self) -> dict[str, Any]:
         """What a run records of it."""
@@ -120,6 +113,19 @@ def compilable(where: Where, what: str) -> Iterator[None]:
         if where.compile and "double backward" in str(e):
             raise UserError(f"--compile on: {what} differentiates a gradient, which compiled networks cannot; train anew without it, with another --out") from None
         raise
+
+
+def _raced(device: torch.device, precision: str, layout: str, threads: int | str | None) -> dict[str, Any]:
+    """Precision, layout and threads, by a race where they are left open, and the reasons: JSON values."""
+    count = torch.get_num_threads()
+    why: dict[str, str] = {}
+    if "auto" in (precision, layout):
+        precision, layout = _quickest(times(device, count), precision, layout, why)
+    if threads == "auto":
+        why["threads"] = "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else f"of {count}"
+        if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+            count = fewer_threads(device, precision, layout, count)
+    return {"precision": precision, "layout": layout, "threads": count, "why": why}
 
 
 def _quickest(took: Mapping[tuple[str, str], float], precision: str, layout: str, why: dict[str, str]) -> tuple[str, str]:
