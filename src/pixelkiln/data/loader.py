@@ -52,7 +52,7 @@ class Feed:
                 self._epoch, self._order = epoch, permutation(len(self.data), self.seed, "order", epoch)
             parts.append(self._order[start : start + end - position])
             position += len(parts[-1])
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def batch(self, draw: int) -> Batch:
         """The batch of draw `draw`, augmented."""

@@ -128,9 +128,9 @@ class Trainer:
                 part = batch if self.config.accumulate == 1 else batch.take(slice(i * size, (i + 1) * size))
                 with self.where.autocast():
                     terms = row.loss(part, moment)
-                (terms["loss"].float() / self.config.accumulate).backward()
+                over(terms["loss"], self.config.accumulate).backward()
                 for name, value in terms.items():
-                    share = value.detach().float() / self.config.accumulate
+                    share = over(value.detach(), self.config.accumulate)
                     found[prefix + name] = found[prefix + name] + share if prefix + name in found else share
             if config.clip is not None:
                 found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
@@ -179,6 +179,11 @@ class Trainer:
     def sampling(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the method holds the weights that it samples with."""
         return self.average.applied() if self.average else contextlib.nullcontext()
+
+
+def over(value: Tensor, parts: int) -> Tensor:
+    """A part's share of a mean over all parts, fp32: value / parts, and no operation where there is but one."""
+    return value.float() if parts == 1 else value.float() / parts
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
