@@ -12,6 +12,7 @@ from ..core.files import write_json
 from ..core.types import UserError
 from ..engine.log import Log
 from ..engine.measure import measure, measure_images
+from ..engine.parallel import joined
 from ..engine.sample import load
 from ..metrics.result import Report
 from .options import add_machine, parents, whole
@@ -47,11 +48,16 @@ def table(report: Report) -> Table:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and bring the run's report up to date."""
-    log, path = Log(args.quiet), Path(args.samples)
+    first, path = joined().first, Path(args.samples)
+    log = Log(args.quiet or not first)
     names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent))
         found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, **knobs(args))
+        if not first:
+            return 0
+    elif not first:
+        return 0
     elif args.data:
         found = measure_images(path, args.data, args.seed, names, log)
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.catalog import find, overridable
 from ..core.runs import Run
 from ..core.types import UserError
-from ..engine.build import open_run
+from ..engine.build import resolve
 from ..engine.log import Log
 from ..engine.publish import data_of, publish
 from ..engine.sample import load
@@ -49,19 +49,21 @@ def add_recipe(parser: argparse.ArgumentParser, name: str, size: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then write the report."""
-    begun = args.resume and Run(args.out).recipe_file.exists()
+    where = Where.choose(args.device, args.precision, args.compile)
+    begun = where.team.agree(lambda: Run(args.out).read_recipe() if args.resume and Run(args.out).recipe_file.exists() else None)
     if begun and not args.recipe:
-        args.recipe = open_run(args.out).facts["recipe"]
+        args.recipe = resolve(Run(args.out), begun).facts["recipe"]
     if not args.recipe:
         raise UserError("which recipe? 'pixelkiln list' shows them: pixelkiln train RECIPE --data SRC --out RUN")
-    source = args.data or (open_run(args.out, args.recipe).facts["data"]["source"] if begun else None)
+    source = args.data or (begun["data"]["source"] if begun else None)
     changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
     order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
-    where = Where.choose(args.device, args.precision, args.compile)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log)
+    if not where.team.first:
+        return 0
     trained = load(done.path, args.device, args.precision, recipe=args.recipe)
     report = publish(trained, *data_of(trained))
     log.say(f"run: {done.path}")

@@ -16,6 +16,8 @@ __all__ = ["Ability", "Batch", "Condition", "DataInfo", "ImageShape", "Moment", 
 class UserError(ValueError):
     """A mistake of the user's: one line that says what is wrong and what to do. The command line exits with status 2."""
 
+    status = 2
+
 
 @dataclass(frozen=True)
 class ImageShape:

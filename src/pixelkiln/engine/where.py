@@ -6,8 +6,8 @@ import contextlib
 import platform
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from ..core.files import cache_dir, read_json, write_json
 from ..core.protocols import Method
 from ..core.types import UserError
+from .parallel import ALONE, Team, joined
 
 __all__ = ["Precision", "Where", "bf16_gain", "processor"]
 
@@ -70,27 +71,36 @@ def bf16_gain(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Where:
-    """Device, precision ("fp32" or "bf16"), compilation and number of processor threads."""
+    """Device, precision ("fp32" or "bf16"), compilation, number of processor threads, and the processes that share the work."""
 
     device: str = "cpu"
     precision: str = "fp32"
     compile: bool = False
     threads: int = 1
+    team: Team = field(default=ALONE, repr=False, compare=False)
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto", compile: bool = False) -> Where:
-        """What this machine can do: CUDA or MPS where there is one, bf16 where it is faster."""
+        """What this machine can do: CUDA or MPS where there is one, bf16 where it is faster (process 0 says so for all)."""
+        team = joined()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as e:
             raise UserError(f"--device {device}: not available here ({str(e).splitlines()[0]}); try --device cpu") from None
+        if team.size > 1 and ":" in device:
+            raise UserError(f"--device {device}: each of {team.size} processes takes its own device; leave the number out")
         if device.startswith("cuda"):
             torch.set_float32_matmul_precision("high")
         if precision == "auto":
-            precision = "bf16" if bf16_gain(torch.device(device)) >= WORTH else "fp32"
-        return cls(device, precision, compile, torch.get_num_threads())
+            precision = team.agree(lambda: "bf16" if bf16_gain(torch.device(device)) >= WORTH else "fp32")
+        return cls(device, precision, compile, torch.get_num_threads(), team)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run records of it."""
+        return {"device": self.device, "precision": self.precision, "compile": self.compile, "threads": self.threads,
+                "processes": self.team.size, "processor": processor()}
 
     def autocast(self) -> AbstractContextManager[object]:
         """bf16 autocast, or nothing."""
