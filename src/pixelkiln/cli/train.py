@@ -10,10 +10,10 @@ from pathlib import Path
 from ..core.catalog import find, overridable
 from ..core.runs import Run
 from ..core.types import UserError
-from ..engine.build import resolve
+from ..engine.build import load_method, resolve
 from ..engine.log import Log
 from ..engine.publish import data_of, publish
-from ..engine.sample import load
+from ..engine.sample import Trained
 from ..engine.train import Budget, Order, train
 from ..engine.where import Where
 from .options import add_machine, parents, seconds, whole
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     done = train(order, where, args.resume, log)
     if not where.team.first:
         return 0
-    trained = load(done.path, args.device, args.precision, recipe=args.recipe)
+    trained = Trained(*load_method(done.path, args.recipe), where.alone())
     report = publish(trained, *data_of(trained))
     log.say(f"run: {done.path}")
     print(f"report: {report}")

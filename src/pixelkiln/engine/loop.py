@@ -111,7 +111,7 @@ class Trainer:
         found: dict[str, Tensor] = {}
         parts, team = self.config.accumulate, self.where.team
         with only(self.method, row.nets):
-            buffers = Buffers([getattr(self.method, net) for net in row.nets], parts)
+            buffers = Buffers(self.method, parts)
             for part, batch in zip(team.deal(parts), share, strict=True):
                 buffers.begin()
                 seed_all(self.seed, "step", moment.step, row.name, turn, part)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from ..core.types import UserError
-from .pulse import Lost, Pulse
+from .pulse import Ending, Lost, Pulse
 
 __all__ = ["ALONE", "Apart", "Buffers", "Lost", "Team", "join", "joined"]
 
@@ -129,8 +129,8 @@ class Team:
         try:
             yield
         except RuntimeError as e:
-            found = self.pulse.why()
-            raise Lost(found.line if found else str(e).splitlines()[0]) from e
+            found = self.pulse.why() or Ending(f"processes cannot reach each other ({str(e).splitlines()[0]})")
+            raise Lost(found.line, found.status) from e
 
 
 ALONE = Team()
@@ -200,13 +200,13 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class Buffers:
-    """Buffers of some nets over the parts of a row: each part begins with those that the row began with, and the row ends with their mean.
+    """A method's buffers over the parts of a row: each part begins with those that the row began with, and the row ends with their mean.
 
     So r <- (1 - m) r + m s, of a BatchNorm, say, comes to the mean of s over the parts. Integers must come out of every part alike.
     """
 
-    def __init__(self, nets: Sequence[nn.Module], parts: int) -> None:
-        self.nets, self.parts = nets if parts > 1 else (), parts
+    def __init__(self, method: nn.Module, parts: int) -> None:
+        self.method, self.parts = method, parts
         self.before = [b.clone() for b in self._live()]
         self.sums = [torch.zeros_like(b) for b in self.before if b.is_floating_point()]
 
@@ -226,4 +226,4 @@ class Buffers:
             b.copy_(total)
 
     def _live(self) -> list[Tensor]:
-        return [b for net in self.nets for b in net.buffers()]
+        return list(self.method.buffers()) if self.parts > 1 else []

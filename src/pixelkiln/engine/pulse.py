@@ -31,15 +31,10 @@ __all__ = ["Ending", "Lost", "Pulse"]
 BEAT = 1.0  # seconds between beats
 SILENT = 20  # beats of others that may be missed before they count as dead, while nothing else is wrong
 NAMING = 4.0  # seconds without a beat that tell who died, once a collective has failed
+TWINS = 2.0  # seconds in which process 0 comes to a mistake that all of them come to
 PATIENCE = 5.0  # seconds that the main thread gets to end by itself once there is a reason to
 OVER = "over"  # the last beat of a process that ended well
 GONE = "the node of process 0, which keeps the launcher's store, is gone"
-
-
-class Lost(RuntimeError):
-    """Another process has ended, or cannot be reached; the message says which and why."""
-
-    status = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,14 @@ class Ending:
 
     line: str
     status: int = 1
+
+
+class Lost(RuntimeError):
+    """Another process has ended, or cannot be reached; the message says which and why."""
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Pulse:
@@ -77,8 +80,11 @@ class Pulse:
             found = self.why() or Ending("stopped by a signal", int(error.code or 1))
         elif isinstance(error, KeyboardInterrupt):
             found = Ending("stopped by a signal", 130)
+        elif isinstance(error, Lost):
+            self._leave(Ending(str(error), error.status))
         elif hasattr(error, "status"):
-            found = Ending((me if self.rank and isinstance(error, UserError) else "") + str(error), int(error.status))
+            mine = isinstance(error, UserError) and self.rank > 0 and not self._wait_for_ending(TWINS)  # else process 0 says the same
+            found = Ending((me if mine else "") + str(error), int(error.status))
         else:
             traceback.print_exception(error)
             found = Ending(f"{me}{type(error).__name__}: {error}".splitlines()[0])
@@ -89,10 +95,8 @@ class Pulse:
         try:
             ranks = [r for r in range(self.size) if r != self.rank]
             before = self._beats(ranks)
-            for _ in range(int(NAMING / 0.1)):
-                if found := self._ending():
-                    return found
-                time.sleep(0.1)
+            if found := self._wait_for_ending(NAMING):
+                return found
             after = self._beats(ranks)
             dead = [r for r in ranks if after.get(r) == before.get(r) != OVER]
         except RuntimeError:
@@ -100,6 +104,13 @@ class Pulse:
         if not dead:
             return None
         return self._publish(Ending(f"{', '.join(self._name(r) for r in dead)} died without a word (killed, or its machine failed)"))
+
+    def _wait_for_ending(self, seconds: float) -> Ending | None:
+        """The reason that somebody has left, or leaves within so many seconds."""
+        until = time.monotonic() + seconds
+        while (found := self._ending()) is None and time.monotonic() < until:
+            time.sleep(0.1)
+        return found
 
     def _watch(self) -> None:
         """Beat; end this process where there is a reason to and the main thread does not do it."""

@@ -68,8 +68,10 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
         good = team.agree(lambda: str(point.path) if point else None)
         kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been saved yet"
         raise Diverged(f"training stopped: {e}; {kept}. Try a lower --train.opts.*.lr, or --precision fp32") from None
-    except (Apart, Lost) as e:
-        raise type(e)(f"training stopped: {e}; go on with --resume") from None
+    except Apart as e:
+        raise Apart(f"training stopped: {e}; the last checkpoint is from before, --resume goes on with it") from None
+    except Lost as e:
+        raise Lost(f"training stopped: {e}; go on with --resume", e.status) from None
 
 
 def _as_first(method: Method, where: Where) -> None:

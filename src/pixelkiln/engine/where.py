@@ -6,7 +6,7 @@ import contextlib
 import platform
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -96,6 +96,10 @@ class Where:
         if precision == "auto":
             precision = team.agree(lambda: "bf16" if bf16_gain(torch.device(device)) >= WORTH else "fp32")
         return cls(device, precision, compile, torch.get_num_threads(), team)
+
+    def alone(self) -> Where:
+        """The same for this process by itself, while the others do something else."""
+        return replace(self, team=ALONE)
 
     def facts(self) -> dict[str, Any]:
         """What a run records of it."""
