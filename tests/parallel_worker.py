@@ -7,16 +7,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import parallel_toys
 import torch
 import torch.distributed as dist
 
+import parallel_toys
 from pixelkiln.core.catalog import builtin
 from pixelkiln.core.files import write_json, write_tensors
 from pixelkiln.core.protocols import Method
 from pixelkiln.core.recipe import Stage
 from pixelkiln.core.rng import seed_all
-from pixelkiln.core.types import Ability, Condition, Moment, Request
+from pixelkiln.core.types import Ability, Condition, Request
 from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import make
 from pixelkiln.engine.loop import Diverged, Trainer

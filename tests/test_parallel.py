@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import parallel_worker
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import parallel_worker
 from pixelkiln.cli.main import main
 from pixelkiln.core.runs import Run
 from pixelkiln.engine.where import Where

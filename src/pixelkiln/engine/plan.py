@@ -56,8 +56,9 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     """Number of steps, and how it came about. A wall-clock budget is turned into steps by timing a throw-away copy."""
     config, budget = stage.train, order.budget
     if config.batch % config.accumulate:
-        told = f"--train.accumulate {config.accumulate}" if where.team.size == 1 else f"{config.accumulate} parts (of {where.team.size} processes)"
-        raise UserError(f"{told} cannot divide --train.batch {config.batch}: choose a multiple")
+        many = where.team.size > 1
+        told = f"a step in {config.accumulate} parts, for {where.team.size} processes," if many else f"--train.accumulate {config.accumulate}"
+        raise UserError(f"{told} does not divide --train.batch {config.batch}: choose a multiple")
     if not trains:
         return 0, {"by": "nothing to train in steps"}
     if budget.seconds is None:

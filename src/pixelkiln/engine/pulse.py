@@ -170,7 +170,7 @@ class Pulse:
     def _leave(self, ending: Ending) -> NoReturn:
         """Say the reason, if nobody on this machine has, and end: without clean-up, which would wait for the others."""
         try:
-            first = self.store.add(f"said/{self.machine}", 1) == 1
+            first = ending.line == GONE or self.store.add(f"said/{self.machine}", 1) == 1  # a store behind a dead link answers never
         except RuntimeError:
             first = True
         if first:
