@@ -52,13 +52,19 @@ def run(args: argparse.Namespace) -> int:
 
     from ..engine.log import Log
     from ..engine.measure import measure, measure_images
+    from ..engine.parallel import joined
     from ..engine.sample import load
 
-    log, path = Log(args.quiet), Path(args.samples)
+    first, path = joined().first, Path(args.samples)
+    log = Log(args.quiet or not first)
     names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
         found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, **knobs(args))
+        if not first:
+            return 0
+    elif not first:
+        return 0
     elif args.data:
         found = measure_images(path, args.data, args.seed, names, log)
     else:

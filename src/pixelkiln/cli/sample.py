@@ -88,23 +88,32 @@ def request_of(args: argparse.Namespace, trained: Trained) -> Request:
     return trained.request(args.n, args.seed, args.label, args.text, source, **knobs(args))
 
 
+def _check(out: Path) -> None:
+    """Refuse what cannot be written, before the work."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UserError(f"--out {out}: write .png (a grid), .npz, or a folder without suffix")
+    if out.suffix == "" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder: choose another --out")
+
+
 def run(args: argparse.Namespace) -> int:
     """Sample and write."""
     from ..core.types import Ability
     from ..engine.log import Log
+    from ..engine.parallel import joined
     from ..engine.sample import generate, load
 
-    if args.out.suffix not in (".png", ".npz", ""):
-        raise UserError(f"--out {args.out}: write .png (a grid), .npz, or a folder without suffix")
-    if args.out.suffix == "" and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(f"{args.out} is not an empty folder: choose another --out")
+    joined().agree(lambda: _check(args.out))
     trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
     request = request_of(args, trained)
-    log = Log(args.quiet)
+    first = trained.where.team.first
+    log = Log(args.quiet or not first)
     start = time.perf_counter()
     with log.meter("sample", args.n, unit="images") as meter:
         images = generate(trained.method, request, trained.where, args.batch, meter.at)
     spent = time.perf_counter() - start
+    if not first:
+        return 0
     columns = len(trained.classes) if args.label == "all" and Ability.LABEL in trained.method.abilities else None
     write(images, args.out, request.cond.label, trained.classes, columns)
     log.say(f"{args.n} images in {spent:.1f} s ({args.n / spent:.1f} images/s)")

@@ -42,27 +42,29 @@ def add_recipe(parser: argparse.ArgumentParser, name: str, size: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, then write the report."""
     from ..core.runs import Run  # what needs torch is imported here, so that `--help` is quick
-    from ..engine.build import open_run
+    from ..engine.build import load_method, resolve
     from ..engine.log import Log
     from ..engine.publish import data_of, publish
-    from ..engine.sample import load
+    from ..engine.sample import Trained
     from ..engine.train import Budget, Order, train
     from ..engine.where import Where
 
-    begun = args.resume and Run(args.out).recipe_file.exists()
+    where = Where.choose(args.device, args.precision, args.compile, args.layout, args.threads)
+    begun = where.team.agree(lambda: Run(args.out).read_recipe() if args.resume and Run(args.out).recipe_file.exists() else None)
     if begun and not args.recipe:
-        args.recipe = open_run(args.out).facts["recipe"]
+        args.recipe = resolve(Run(args.out), begun).facts["recipe"]
     if not args.recipe:
         raise UserError("which recipe? 'pixelkiln list' shows them: pixelkiln train RECIPE --data SRC --out RUN")
-    source = args.data or (open_run(args.out, args.recipe).facts["data"]["source"] if begun else None)
+    source = args.data or (begun["data"]["source"] if begun else None)
     changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
     order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
-    where = Where.choose(args.device, args.precision, args.compile, args.layout, args.threads)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log)
-    trained = load(done.path, args.device, args.precision, args.recipe, layout=args.layout)
+    if not where.team.first:
+        return 0
+    trained = Trained(*load_method(done.path, args.recipe), where.alone())
     report = publish(trained, *data_of(trained))
     log.say(f"run: {done.path}")
     print(f"report: {report}")

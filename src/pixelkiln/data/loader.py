@@ -54,9 +54,12 @@ class Feed:
             position += len(parts[-1])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def batch(self, draw: int) -> Batch:
-        """The batch of draw `draw`, augmented."""
-        return self._gather(self.rows(draw), draw_moves(self.size, self.config, self.seed, draw))
+    def batch(self, draw: int, part: int = 0, parts: int = 1) -> Batch:
+        """The batch of draw `draw`, augmented; or part number `part` of `parts` equal ones of it, and nothing of the others is read."""
+        assert self.size % parts == 0, "parts are of equal size"
+        mine = slice(part * self.size // parts, (part + 1) * self.size // parts)
+        moves = draw_moves(self.size, self.config, self.seed, draw)
+        return self._gather(self.rows(draw)[mine], None if moves is None else Moves(*(m[mine] for m in moves)))
 
     def passes(self, batch: int | None = None) -> Iterator[Batch]:
         """One pass in the data's order, without augmentation; the last batch may be short."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..core.rng import seed_all
 from ..core.types import Batch, Moment
 from .ema import Average
 from .optim import build, lr_at, pack, settle, unpack
+from .parallel import Buffers
 from .where import Where
 
 __all__ = ["Diverged", "Trainer", "only"]
@@ -23,6 +24,8 @@ __all__ = ["Diverged", "Trainer", "only"]
 
 class Diverged(RuntimeError):
     """A loss or a weight is no longer finite; the message names the step and the term."""
+
+    status = 1
 
 
 @contextlib.contextmanager
@@ -59,10 +62,11 @@ def still(parameters: Iterable[nn.Parameter], norms: Iterable[Any]) -> Iterator[
 class Trainer:
     """A method, its optimisers and its averaged weights, moving together from step to step.
 
-    draw(d) is batch number d of an endless stream; step k draws batches k * fresh .. so that nothing but the step has to be saved.
+    draw(d, i, n) is part i of n of batch d of an endless stream; step k draws batches k * fresh .. so that nothing but the step has to
+    be saved. Where several processes train, each works on its share of the parts ([parallel](parallel.py)) and takes the same steps.
     """
 
-    def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int], Batch], seed: int, total: int, where: Where) -> None:
+    def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int, int, int], Batch], seed: int, total: int, where: Where) -> None:
         self.method, self.config, self.draw, self.seed, self.total, self.where = method, config, draw, seed, total, where
         rows = method.updates()
         self.fits = [row for row in rows if isinstance(row, Fit)]
@@ -96,17 +100,17 @@ class Trainer:
         if not all(m.training for m in self.modules):
             self.method.train()
         terms: dict[str, Tensor] = {}
-        batch, number = None, k * self.fresh
+        share, number, parts = None, k * self.fresh, self.config.accumulate
         for row in self.rows:
             for turn in range(row.repeat):
                 if row.fresh:
-                    batch, number = None, number + 1
+                    share, number = None, number + 1
                 if k % row.every:
                     continue
-                if batch is None:
-                    batch = self.draw(number - 1)
-                seed_all(self.seed, "step", k, row.name, turn)
-                terms |= self._update(row, batch, moment)
+                if share is None:
+                    share = [self.draw(number - 1, part, parts) for part in self.where.team.deal(parts)]
+                terms |= self._update(row, share, moment, turn)
+        seed_all(self.seed, "after", k)
         with torch.no_grad():
             self.method.after_step(moment, terms)
         if self.average is not None:
@@ -115,23 +119,32 @@ class Trainer:
             settle(self.opts)
         self.pending.append((k, terms))
 
-    def _update(self, row: Update, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        """One row: accumulate gradients, clip, step."""
+    def _update(self, row: Update, share: Sequence[Batch], moment: Moment, turn: int = 0) -> dict[str, Tensor]:
+        """One row: add up the gradients of all parts, ours being `share`; clip, step."""
         config, opt = self.config.opts[row.opt], self.opts[row.opt]
         for group in opt.param_groups:
             group["lr"] = lr_at(config, moment)
         prefix = f"{row.name}/" if len(self.rows) > 1 else ""
         found: dict[str, Tensor] = {}
+        parts, team = self.config.accumulate, self.where.team
         with still(*self.others[row.nets]):
-            size = len(batch.x) // self.config.accumulate
-            for i in range(self.config.accumulate):
-                part = batch if self.config.accumulate == 1 else batch.take(slice(i * size, (i + 1) * size))
+            buffers = Buffers(self.method, parts)
+            for part, batch in zip(team.deal(parts), share, strict=True):
+                buffers.begin()
+                seed_all(self.seed, "step", moment.step, row.name, turn, part)
                 with self.where.autocast():
-                    terms = row.loss(part, moment)
-                over(terms["loss"], self.config.accumulate).backward()
+                    terms = row.loss(batch, moment)
+                over(terms["loss"], parts).backward()
                 for name, value in terms.items():
-                    share = over(value.detach(), self.config.accumulate)
-                    found[prefix + name] = found[prefix + name] + share if prefix + name in found else share
+                    amount = over(value.detach(), parts)
+                    found[prefix + name] = found[prefix + name] + amount if prefix + name in found else amount
+                buffers.keep()
+            trained = [p for p in self.owned[row.opt] if p.requires_grad]
+            if parts > 1:  # a parameter that our parts do not reach may be reached by another process's
+                for p in trained:
+                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            team.add_up([*(p.grad for p in trained if p.grad is not None), *buffers.sums, *found.values()])
+            buffers.end()
             if config.clip is not None:
                 found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
             opt.step()

@@ -52,13 +52,21 @@ def _class_number(part: int | str, classes: Sequence[str]) -> int:
 
 @torch.no_grad()
 def generate(method: Method, request: Request, where: Where, batch: int = 250, done: Callable[[int], None] | None = None) -> Tensor:
-    """Images uint8 (n, C, H, W) for the request, in batches (which change nothing but the time)."""
-    parts = []
-    device = torch.device(where.device)
-    for i in range(0, len(request.seeds), batch):
-        part = request.take(slice(i, i + batch))
-        with where.eager(), where.autocast():
-            parts.append(to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu())
+    """Images uint8 (n, C, H, W) for the request, in batches (which change nothing but the time).
+
+    Several processes take the batches in turn, each as one process would draw it, and hand them in to process 0; the others get (0, C, H, W).
+    """
+    team, device = where.team, torch.device(where.device)
+    parts = [torch.empty(0, *method.shape, dtype=torch.uint8)]
+    for number, i in enumerate(range(0, len(request.seeds), batch)):
+        part, owner = request.take(slice(i, i + batch)), number % team.size
+        images = torch.empty(len(part.seeds), *method.shape, dtype=torch.uint8)
+        if owner == team.rank:
+            with where.eager(), where.autocast():
+                images = to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()
+        team.hand_in(images, owner)
+        if team.first:
+            parts.append(images)
         if done is not None:
             done(min(i + batch, len(request.seeds)))
     return torch.cat(parts)

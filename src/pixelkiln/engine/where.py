@@ -7,13 +7,14 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
 from ..core.protocols import Method
 from ..core.types import UserError
+from .parallel import ALONE, Team, joined
 from .race import FORMATS, LAYOUTS, PRECISIONS, fewer_threads, processor, times
 
 __all__ = ["Precision", "Where", "compilable", "processor"]
@@ -25,10 +26,8 @@ COMPILE = "off, since it pays in long runs on some machines only: try --compile 
 
 @dataclass(frozen=True)
 class Where:
-    """Device, precision ("fp32" or "bf16"), compilation, number of processor threads, layout ("channels-last" or "contiguous").
-
-    `why` has a reason for each of these that was chosen here and not by the user.
-    """
+    """Device, precision ("fp32" or "bf16"), compilation, number of processor threads, layout ("channels-last" or "contiguous"), the reasons
+    (`why`) for each of these that was chosen here and not by the user, and the processes that share the work."""
 
     device: str = "cpu"
     precision: str = "fp32"
@@ -36,13 +35,15 @@ class Where:
     threads: int = 1
     layout: str = "channels-last"
     why: Mapping[str, str] = field(default_factory=dict, compare=False)
+    team: Team = field(default=ALONE, repr=False, compare=False)
 
     @classmethod
     def choose(cls, device: str = "auto", precision: str = "auto", compile: str = "auto", layout: str = "auto", threads: int | str | None = None) -> Where:
-        """What is fastest here of what was left open ("auto"): CUDA or MPS where there is one, then by a race that is kept.
+        """What is fastest here of what was left open ("auto"): CUDA or MPS where there is one, then by a race that is kept (of process 0, for all).
 
         threads: None leaves torch's number alone; "auto" does so too where OMP_NUM_THREADS says it, or a race finds no smaller one faster.
         """
+        team = joined()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         try:
@@ -50,20 +51,27 @@ class Where:
             torch.empty(0, device=at)
         except (RuntimeError, AssertionError) as e:
             raise UserError(f"--device {device}: not available here ({str(e).splitlines()[0]}); try --device cpu") from None
+        if team.size > 1 and ":" in device:
+            raise UserError(f"--device {device}: each of {team.size} processes takes its own device; leave the number out")
         if at.type == "cuda":
             torch.set_float32_matmul_precision("high")
         if isinstance(threads, int):
             torch.set_num_threads(threads)
         if compile == "on":
             _check_compiler(at)
-        found = _raced(at, precision, layout, threads)
+        found = team.agree(lambda: _raced(at, precision, layout, threads))
         if compile == "auto":
             found["why"]["compile"] = COMPILE
-        return cls(device, compile=compile == "on", **found)
+        return cls(device, compile=compile == "on", team=team, **found)
+
+    def alone(self) -> Where:
+        """The same for this process by itself, while the others do something else."""
+        return replace(self, team=ALONE)
 
     def facts(self) -> dict[str, Any]:
         """What a run records of it."""
-        return {**asdict(self), "processor": processor()}
+        return {"device": self.device, "precision": self.precision, "compile": self.compile, "threads": self.threads, "layout": self.layout,
+                "why": dict(self.why), "processes": self.team.size, "processor": processor()}
 
     def __str__(self) -> str:
         """In one line, with the reasons."""
