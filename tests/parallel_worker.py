@@ -93,7 +93,7 @@ def wrong(kind: str, where: Where) -> str:
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     with join() as team:
-        where = Where("cpu", "fp32", False, 1, team)
+        where = Where("cpu", "fp32", False, 1, team=team)
         for name in CASES:
             losses, held = case(name, where)
             if team.first:
