@@ -139,12 +139,12 @@ class Trainer:
                     amount = over(value.detach(), parts)
                     found[prefix + name] = found[prefix + name] + amount if prefix + name in found else amount
                 buffers.keep()
-            trained = [p for p in self.owned[row.opt] if p.requires_grad]
             if parts > 1:  # a parameter that our parts do not reach may be reached by another process's
+                trained = [p for p in self.owned[row.opt] if p.requires_grad]
                 for p in trained:
                     p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            team.add_up([*(p.grad for p in trained if p.grad is not None), *buffers.sums, *found.values()])
-            buffers.end()
+                team.add_up([*(p.grad for p in trained if p.grad is not None), *buffers.sums, *found.values()])
+                buffers.end()
             if config.clip is not None:
                 found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
             opt.step()
