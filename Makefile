@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check bench clean
 
 setup: $(READY)
 
@@ -27,6 +27,13 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 check: test
+
+# Speed against the peers, twenty minutes on a machine that does nothing else; diffusers from an environment of its own, if there is one.
+DATA ?= ../shared/data
+PEER_PYTHON ?= $(wildcard .venv-diffusers/bin/python)
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py --mnist $(DATA)/mnist --cifar10 $(DATA)/cifar10 $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -83,7 +83,7 @@ def test_each_update_changes_exactly_its_nets_and_losses_are_finite(name: str) -
     for row in t.rows:
         before = snapshot(t.method)
         for k in range(3):  # layers that start at zero let gradients through from the second or third step on
-            terms = t._update(row, t.draw(k), Moment(k, STEPS, 0))
+            terms = t._update(row, [t.draw(k)], Moment(k, STEPS, 0))
         assert all(torch.isfinite(v).all() for v in terms.values()), terms
         changed = {k.split(".")[0] for k, v in t.method.state_dict().items() if not torch.equal(v, before[k])}
         assert changed == set(row.nets), f"row {row.name} declares {row.nets}"

@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelkiln.core.recipe import EmaConfig, OptConfig
+from pixelkiln.core.rng import key, seed_all
 from pixelkiln.core.types import Moment, UserError
+from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import load_method, open_run
 from pixelkiln.engine.ema import Average, decay
 from pixelkiln.engine.log import Log
-from pixelkiln.engine.loop import Diverged, only
-from pixelkiln.engine.optim import build, lr_at, pack, unpack
+from pixelkiln.engine.loop import Diverged, Trainer, only
+from pixelkiln.engine.optim import build, lr_at, pack, settle, unpack
 from pixelkiln.engine.train import Budget, Order, train
-from pixelkiln.engine.where import Where, bf16_gain
+from pixelkiln.engine.where import Where
 
 TOYS = str(Path(__file__).with_name("toys.py"))
 HERE = Where("cpu", "fp32", False, torch.get_num_threads())
@@ -192,12 +194,49 @@ def test_a_recipe_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
         open_run(run.path)
 
 
-def test_precision_is_measured_not_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path))
-    state = torch.get_rng_state()
-    gain = bf16_gain(torch.device("cpu"))
-    assert gain > 0
-    assert bf16_gain(torch.device("cpu")) == gain, "kept"
-    assert torch.equal(state, torch.get_rng_state())
-    with pytest.raises(UserError, match="--device nonsense"):
-        Where.choose("nonsense")
+def test_seeding_is_torchs_own() -> None:
+    """`seed_all` leaves torch's generator as torch.manual_seed does, and costs a small part of it."""
+    seed_all(3, "step", 7)
+    mine = torch.get_rng_state()
+    torch.manual_seed(key(3, "step", 7))
+    assert torch.equal(mine, torch.get_rng_state())
+
+
+def test_frozen_modules_are_walked_once_and_evaluation_mode_never_stays(tmp_path: Path) -> None:
+    """A net that something has left in evaluation mode is in training mode again at the next step."""
+    run = train(order(tmp_path / "r", "dcgan", budget=Budget(steps=1)), HERE, log=QUIET)
+    method, opened = load_method(run.path)
+    seen = []
+    method.generator.register_forward_pre_hook(lambda net, _: seen.append(all(m.training for m in net.modules())))
+    feed = Feed(open_source("digits", opened.stage.data), 8, opened.stage.data, 0)
+    trainer = Trainer(method, opened.stage.train, feed.batch, 0, 4, HERE)
+    method.generator.blocks[0].eval()
+    trainer.step(0)
+    assert seen
+    assert all(seen)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+def test_moments_that_are_next_to_nothing_become_nothing_and_no_weight_changes(kind: str) -> None:
+    """An input that falls silent: its moments sink below 1e-38 and stay there, unless they are settled; the weights are the same, bit for bit."""
+
+    def trained(settled: bool) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Linear(4, 3)
+        opt = build(OptConfig(kind, lr=0.01), net.parameters())
+        data = torch.randn(1200, 8, 4)
+        data[20:, :, 0] = 0
+        for k, x in enumerate(data):
+            opt.zero_grad()
+            net(x).square().mean().backward()
+            opt.step()
+            if settled and k % 100 == 99:
+                settle({"main": opt})
+        state = opt.state[net.weight]
+        return net.weight.detach(), state["momentum_buffer" if kind == "sgd" else "exp_avg"]
+
+    (plain, stuck), (same, clean) = trained(False), trained(True)
+    assert bool(((stuck != 0) & (stuck.abs() < 1.2e-38)).any()), "or there is nothing to settle"
+    assert not bool(((clean != 0) & (clean.abs() < 1.2e-38)).any())
+    assert torch.equal(clean[:, 1:], stuck[:, 1:])
+    assert torch.equal(plain, same)

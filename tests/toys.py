@@ -63,6 +63,37 @@ class Exploding(Method):
         return torch.zeros(len(request.seeds), *self.shape)
 
 
+class Judge(nn.Module):
+    """Images to numbers (torch.compile passes over a bare Sequential)."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Penalized(Method):
+    """Its loss has the square of a gradient, as the penalties of GANs have."""
+
+    def __init__(self, info: DataInfo, config: CodeConfig, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__(info, parents)
+        self.net = Judge(info.shape.numel, config.width)
+
+    def updates(self) -> Sequence[Update]:
+        return (Update("d", ("net",), self.loss, opt="main"),)
+
+    def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        x = batch.x.flatten(1).requires_grad_()
+        out = self.net(x)
+        (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return {"loss": out.square().mean() + grad.square().sum(1).mean()}
+
+    def draw(self, request: Request) -> Tensor:
+        return torch.zeros(len(request.seeds), *self.shape)
+
+
 def two_stage(size: Size = "tiny") -> Recipe:
     """PCA, then a Gaussian over its codes."""
     first = pca("tiny").last
@@ -75,3 +106,8 @@ def two_stage(size: Size = "tiny") -> Recipe:
 def exploding(size: Size = "tiny") -> Recipe:
     """Diverges at step 3."""
     return Recipe((Stage(Exploding, CodeConfig(), train=TrainConfig(steps=20, batch=8, save_every=2, log_every=1)),), "toy", "none, 2026, a test", "diverges")
+
+
+def penalized(size: Size = "tiny") -> Recipe:
+    """Differentiates a gradient."""
+    return Recipe((Stage(Penalized, CodeConfig(), train=TrainConfig(steps=3, batch=8)),), "toy", "none, 2026, a test", "a gradient penalty")

@@ -25,13 +25,14 @@ Needs: pip install torch diffusers accelerate transformers
 from __future__ import annotations
 
 import math
+import sys
 import time
 from contextlib import nullcontext
 from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
-from common import Clock, Items, finish, labels_for, load, parser, to_tensor
+from common import Clock, Items, clock_of, finish, labels_for, load, parser, to_tensor
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -43,14 +44,16 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm": DPMSolverMultis
 REPLAN = 50  # steps between two looks at the rate
 
 
-def network(channels: list[int]) -> UNet2DModel:
+def network(channels: list[int], layers: int = 2, groups: int = 32, scale_shift: bool = False, side: int = 28, colors: int = 1) -> UNet2DModel:
     """The example's kind of U-Net at this size; attention at the lowest resolution."""
     high = len(channels) - 1
     return UNet2DModel(
-        sample_size=28,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=2,
+        sample_size=side,
+        in_channels=colors,
+        out_channels=colors,
+        layers_per_block=layers,
+        norm_num_groups=groups,
+        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
         block_out_channels=tuple(channels),
         down_block_types=("DownBlock2D",) * high + ("AttnDownBlock2D",),
         up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * high,
@@ -58,26 +61,26 @@ def network(channels: list[int]) -> UNet2DModel:
     )
 
 
-def precision(mixed: str):
-    """What accelerate's --mixed_precision does on a processor."""
-    return torch.autocast("cpu", torch.bfloat16) if mixed == "bf16" else nullcontext()
+def precision(mixed: str, device: torch.device):
+    """What accelerate's --mixed_precision does."""
+    return torch.autocast(device.type, torch.bfloat16) if mixed == "bf16" else nullcontext()
 
 
-def fastest(model: UNet2DModel, mixed: str, batch: int) -> tuple[str, torch.memory_format]:
+def fastest(model: UNet2DModel, mixed: str, layout: str, batch: int) -> tuple[str, torch.memory_format]:
     """Precision and memory format of the fastest of three training passes, by trial on a copy."""
     times: dict[tuple[str, torch.memory_format], float] = {}
-    for memory in (torch.contiguous_format, torch.channels_last):
+    for memory in (torch.contiguous_format, torch.channels_last) if layout == "auto" else (torch.contiguous_format,):
         copy = deepcopy(model).to(memory_format=memory)
-        x = torch.randn(batch, 1, 28, 28).to(memory_format=memory)
+        x = torch.randn(batch, model.config.in_channels, *[model.config.sample_size] * 2, device=model.device).to(memory_format=memory)
         for kind in ("no", "bf16") if mixed == "auto" else (mixed,):
             for _ in range(3):
                 start = time.perf_counter()
-                with precision(kind):
-                    copy(x, 500, class_labels=labels_for(batch)).sample.float().square().mean().backward()
+                with precision(kind, model.device):
+                    copy(x, 500, class_labels=labels_for(batch).to(x.device)).sample.float().square().mean().backward()
                 seconds = time.perf_counter() - start
                 times[kind, memory] = min(seconds, times.get((kind, memory), seconds))
     for (kind, memory), seconds in times.items():
-        print(f"trial: mixed precision {kind}, {memory}: {batch / seconds:.1f} images/s", flush=True)
+        print(f"trial: mixed precision {kind}, {memory}: {batch / seconds:.1f} images/s", file=sys.stderr, flush=True)
     return min(times, key=times.__getitem__)
 
 
@@ -86,15 +89,15 @@ def train(model, loader, args) -> tuple[Clock, EMAModel]:
     noise_scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    clock, plan = Clock(args.minutes), 10**6
+    clock, plan = clock_of(args, model), 10**6
     lr_scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=args.warmup, num_training_steps=plan)
     while True:
         for images, labels in loader:
-            images = images.to(memory_format=args.memory)
+            images, labels = images.to(args.device, memory_format=args.memory), labels.to(args.device)
             noise = torch.randn_like(images)
-            timesteps = torch.randint(0, 1000, (len(images),)).long()
+            timesteps = torch.randint(0, 1000, (len(images),), device=images.device).long()
             noisy = noise_scheduler.add_noise(images, noise, timesteps)
-            with precision(args.mixed_precision):
+            with precision(args.mixed_precision, model.device):
                 output = model(noisy, timesteps, class_labels=labels).sample
             loss = F.mse_loss(output.float(), noise)
             loss.backward()
@@ -105,7 +108,7 @@ def train(model, loader, args) -> tuple[Clock, EMAModel]:
             ema.step(model.parameters())
             if clock.tick(len(images)):
                 return clock, ema
-            if clock.steps % REPLAN == 0:
+            if clock.steps % REPLAN == 0 and not args.slices:
                 plan = math.ceil(clock.steps * clock.limit / clock.seconds)
                 end = {"num_warmup_steps": args.warmup, "num_training_steps": plan}
                 lr_scheduler = get_scheduler("cosine", optimizer, last_epoch=clock.steps - 1, **end)
@@ -120,12 +123,12 @@ def draw(model, kind: str, steps: int, labels, args):
     batches = []
     for y in labels.split(args.sample_batch):
         scheduler.set_timesteps(steps)
-        x = torch.randn(len(y), 1, 28, 28).to(memory_format=args.memory)
+        x = torch.randn(len(y), model.config.in_channels, *[model.config.sample_size] * 2, device=model.device).to(memory_format=args.memory)
         for t in scheduler.timesteps:
-            with precision(args.mixed_precision):
-                output = model(x, t, class_labels=y).sample
+            with precision(args.mixed_precision, model.device):
+                output = model(x, t, class_labels=y.to(x.device)).sample
             x = scheduler.step(output.float(), t, x).prev_sample
-        batches.append(x)
+        batches.append(x.cpu())
     return torch.cat(batches)
 
 
@@ -133,10 +136,14 @@ def main() -> None:
     """Train, sample by each sampler, save."""
     p = parser(__doc__)
     p.add_argument("--channels", type=int, nargs="+", default=[32, 64, 64], help="channels of each level")
+    p.add_argument("--layers", type=int, default=2, help="residual blocks a level")
+    p.add_argument("--groups", type=int, default=32, help="of the norms; must divide the channels")
+    p.add_argument("--scale-shift", action="store_true", help="the time scales and shifts, instead of being added")
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=4e-4)
     p.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
     p.add_argument("--mixed-precision", choices=["auto", "no", "bf16"], default="auto")
+    p.add_argument("--layout", choices=["auto", "contiguous"], default="auto", help="auto: channels_last or not, by the trial")
     p.add_argument("--sampler", nargs="+", default=["dpm:50"], help="name:steps with name ddpm, ddim or dpm; one file each")
     p.add_argument("--sample-batch", type=int, default=250)
     args = p.parse_args()
@@ -144,12 +151,15 @@ def main() -> None:
     if any(kind not in SAMPLERS for kind, _ in samplers):
         p.error(f"--sampler takes name:steps with a name of {', '.join(SAMPLERS)}")
     torch.manual_seed(args.seed)
-    data = Items(*load(args.data), lambda image: (to_tensor(image) - 0.5) / 0.5)
+    images, labels = load(args.data)
+    data = Items(images, labels, lambda image: (to_tensor(image) - 0.5) / 0.5)
     loader = DataLoader(data, batch_size=args.batch, shuffle=True, drop_last=True)
-    model = network(args.channels)
-    args.mixed_precision, args.memory = fastest(model, args.mixed_precision, args.batch)
+    model = network(args.channels, args.layers, args.groups, args.scale_shift, images.shape[1], images.shape[3]).to(args.device)
+    args.mixed_precision, args.memory = fastest(model, args.mixed_precision, args.layout, args.batch)
     model = model.to(memory_format=args.memory)
     clock, ema = train(model.train(), loader, args)
+    if args.slices:
+        return
     ema.copy_to(model.parameters())
     model.eval()
     labels = labels_for(args.n)

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from common import Clock, Items, finish, load, parser, to_tensor
+from common import Items, clock_of, finish, load, parser, to_tensor
+from PIL import Image
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader
 
@@ -25,10 +24,9 @@ __all__: list[str] = []
 BATCH, SIDE, NZ, NGF, NDF, LR, BETA1 = 128, 64, 100, 64, 64, 0.0002, 0.5
 
 
-def transform(image: np.ndarray) -> Tensor:
+def transform(image: Image.Image) -> Tensor:
     """Resize(64), CenterCrop(64), ToTensor, Normalize(0.5, 0.5) for one square image."""
-    x = F.interpolate(to_tensor(image)[None], size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)[0]
-    return (x - 0.5) / 0.5
+    return (to_tensor(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)) - 0.5) / 0.5
 
 
 def weights_init(m):
@@ -57,23 +55,23 @@ def discriminator(ndf, nc):
     return nn.Sequential(*layers, nn.Conv2d(ndf * 8, 1, 4, 1, 0, bias=False), nn.Sigmoid())
 
 
-def train(net_g, net_d, loader, minutes):
+def train(net_g, net_d, loader, clock, device):
     """The document's loop, until the time is up."""
     criterion = nn.BCELoss()
     optimizer_d = optim.Adam(net_d.parameters(), lr=LR, betas=(BETA1, 0.999))
     optimizer_g = optim.Adam(net_g.parameters(), lr=LR, betas=(BETA1, 0.999))
-    clock = Clock(minutes)
     while True:
         for real, _ in loader:
+            real = real.to(device)
             net_d.zero_grad()
             b_size = real.size(0)
-            label = torch.full((b_size,), 1.0)
+            label = torch.full((b_size,), 1.0, device=device)
             output = net_d(real).view(-1)
             err_d_real = criterion(output, label)
             err_d_real.backward()
             d_x = output.mean().item()
 
-            fake = net_g(torch.randn(b_size, NZ, 1, 1))
+            fake = net_g(torch.randn(b_size, NZ, 1, 1, device=device))
             label.fill_(0)
             output = net_d(fake.detach()).view(-1)
             err_d_fake = criterion(output, label)
@@ -105,10 +103,13 @@ def main():
     nc = images.shape[-1]
     loader = DataLoader(Items(images, labels, transform), batch_size=BATCH, shuffle=True, num_workers=4)
     net_g, net_d = generator(NZ, NGF, nc).apply(weights_init), discriminator(NDF, nc).apply(weights_init)
-    clock = train(net_g, net_d, loader, args.minutes)
+    net_g, net_d = net_g.to(args.device), net_d.to(args.device)
+    clock = train(net_g, net_d, loader, clock_of(args, net_g, net_d), args.device)
+    if args.slices:
+        return
     start = time.perf_counter()
     with torch.no_grad():
-        batches = [net_g(torch.randn(BATCH, NZ, 1, 1)) for _ in range(-(-args.n // BATCH))]
+        batches = [net_g(torch.randn(BATCH, NZ, 1, 1, device=args.device)).cpu() for _ in range(-(-args.n // BATCH))]
     samples = (torch.cat(batches)[: args.n] + 1) / 2
     finish("document_dcgan", clock, args.out, samples, None, time.perf_counter() - start)
 

@@ -7,7 +7,7 @@ where a Linear(32, 32) waits). The repair is the smallest one: the network gets 
 
 Changed from the original besides:
 - `if t == 0` compares a whole batch of equal steps, which only works for one image: it looks at the first, so that batches can be drawn;
-- torchvision's MNIST and transforms are a Dataset that converts and normalises one IDX image at a time;
+- torchvision's MNIST and transforms are a Dataset that converts and normalises one PIL image at a time, as they do;
 - training stops after --minutes of wall-clock instead of 30 epochs;
 - plots, checkpoints, tqdm and the samples after every fifth epoch are left out (none of them trains);
 - --seed instead of 42; at the end -n samples, the classes in turn, by the original's 1000 ancestral steps, --sample-batch at a time.
@@ -20,7 +20,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from common import Clock, Items, finish, labels_for, load, parser, to_tensor
+from common import Items, clock_of, finish, labels_for, load, parser, to_tensor
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
@@ -77,7 +77,7 @@ class SimpleDiffusion:
         self.sqrt_alphas_cumprod = torch.sqrt(alphas_cumprod)
         self.sqrt_one_minus_alphas_cumprod = torch.sqrt(1.0 - alphas_cumprod)
         self.posterior_variance = betas * (1.0 - alphas_cumprod_prev) / (1.0 - alphas_cumprod)
-        self.time_emb = self.get_time_embeddings(self.num_timesteps, 32)
+        self.time_emb = self.get_time_embeddings(self.num_timesteps, 32).to(betas.device)
 
     def q_sample(self, x_start, t, noise):
         return (
@@ -102,10 +102,12 @@ class SimpleDiffusion:
         return model_mean + torch.sqrt(self.posterior_variance[t].reshape(-1, 1, 1, 1)) * torch.randn_like(x)
 
     @torch.no_grad()
-    def p_sample_loop(self, shape, cond=None):
-        img = torch.randn(shape)
+    def p_sample_loop(self, shape, cond=None, clock=None):
+        img = torch.randn(shape, device=self.betas.device)
         for t in range(self.num_timesteps - 1, -1, -1):
-            img = self.p_sample(img, torch.full((shape[0],), t, dtype=torch.long), cond)
+            img = self.p_sample(img, torch.full((shape[0],), t, dtype=torch.long, device=self.betas.device), cond)
+            if clock is not None and clock.tick(shape[0] / self.num_timesteps):
+                break
         return img
 
     def get_time_embeddings(self, max_timesteps, embedding_dim):
@@ -117,13 +119,14 @@ class SimpleDiffusion:
         return time_embeddings
 
 
-def train(diffusion, loader, optimizer, minutes):
+def train(diffusion, loader, optimizer, clock):
     """The document's loop, until the time is up."""
-    clock, running_loss = Clock(minutes), 0.0
+    running_loss, device = 0.0, diffusion.betas.device
     while True:
         for imgs, labels in loader:
+            imgs, labels = imgs.to(device), labels.to(device)
             cond = F.one_hot(labels, num_classes=10).float()
-            t = torch.randint(0, diffusion.num_timesteps, (len(imgs),)).long()
+            t = torch.randint(0, diffusion.num_timesteps, (len(imgs),), device=device).long()
             optimizer.zero_grad()
             loss = diffusion.p_losses(imgs, t, cond=cond)
             loss.backward()
@@ -143,12 +146,20 @@ def main():
     args = p.parse_args()
     torch.manual_seed(args.seed)
     loader = DataLoader(Items(*load(args.data), lambda image: (to_tensor(image) - 0.5) / 0.5), batch_size=128, shuffle=True)
-    model = SimpleUNet()
-    diffusion = SimpleDiffusion(model, torch.linspace(1e-4, 0.02, 1000))
-    clock = train(diffusion, loader, optim.Adam(model.parameters(), lr=1e-4), args.minutes)
+    model = SimpleUNet().to(args.device)
+    diffusion = SimpleDiffusion(model, torch.linspace(1e-4, 0.02, 1000, device=args.device))
+    clock = clock_of(args, model)
+    if args.sampling:
+        cond = F.one_hot(labels_for(args.sample_batch), num_classes=10).float().to(args.device)
+        while not clock.over:
+            diffusion.p_sample_loop((len(cond), 1, 28, 28), cond, clock)
+        return
+    train(diffusion, loader, optim.Adam(model.parameters(), lr=1e-4), clock)
+    if args.slices:
+        return
     labels, start = labels_for(args.n), time.perf_counter()
-    conds = F.one_hot(labels, num_classes=10).float().split(args.sample_batch)
-    samples = torch.cat([diffusion.p_sample_loop((len(c), 1, 28, 28), cond=c) for c in conds])
+    conds = F.one_hot(labels, num_classes=10).float().to(args.device).split(args.sample_batch)
+    samples = torch.cat([diffusion.p_sample_loop((len(c), 1, 28, 28), cond=c).cpu() for c in conds])
     finish("document_diffusion_repaired", clock, args.out, (samples + 1) / 2, labels, time.perf_counter() - start)
 
 

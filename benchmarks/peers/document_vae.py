@@ -1,7 +1,7 @@
 """Peer: the VAE that the project's source document lists ("PyTorch实现VAE"), on MNIST: 784-400-20, BCE, Adam 1e-3, batch 128, fp32.
 
 Changed from the original:
-- torchvision's MNIST, DataLoader and ToTensor are a Dataset that turns one IDX image at a time into a float tensor (no PIL step);
+- torchvision's MNIST and ToTensor are a Dataset that turns one image at a time from PIL into a float tensor, as they do;
 - training stops after --minutes of wall-clock instead of 20 epochs, in the middle of an epoch if need be;
 - plots, checkpoints, the latent walk and the samples after every fifth epoch are left out (none of them trains);
 - a seed; -n prior samples, the decoder's means as in the original, saved as 8-bit images.
@@ -13,7 +13,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from common import Clock, Items, finish, load, parser, to_tensor
+from common import Items, clock_of, finish, load, parser, to_tensor
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
@@ -54,12 +54,12 @@ def vae_loss(recon_x, x, mu, logvar, beta=1.0):
     return recon_loss + beta * kl_loss
 
 
-def train(model, loader, optimizer, minutes):
+def train(model, loader, optimizer, clock, device):
     """The document's loop, until the time is up."""
     model.train()
-    clock = Clock(minutes)
     while True:
         for data, _ in loader:
+            data = data.to(device)
             optimizer.zero_grad()
             recon_batch, mu, logvar = model(data)
             loss = vae_loss(recon_batch, data, mu, logvar)
@@ -77,12 +77,14 @@ def main():
     args = parser(__doc__).parse_args()
     torch.manual_seed(args.seed)
     loader = DataLoader(Items(*load(args.data), to_tensor), batch_size=128, shuffle=True)
-    model = VAE()
-    clock = train(model, loader, optim.Adam(model.parameters(), lr=1e-3), args.minutes)
+    model = VAE().to(args.device)
+    clock = train(model, loader, optim.Adam(model.parameters(), lr=1e-3), clock_of(args, model), args.device)
+    if args.slices:
+        return
     model.eval()
     start = time.perf_counter()
     with torch.no_grad():
-        samples = model.decode(torch.randn(args.n, 20)).view(-1, 1, 28, 28)
+        samples = model.decode(torch.randn(args.n, 20, device=args.device)).cpu().view(-1, 1, 28, 28)
     finish("document_vae", clock, args.out, samples, None, time.perf_counter() - start)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
+from ..core.errors import UserError
 from ..core.files import write_json
-from ..core.types import UserError
-from ..engine.log import Log
-from ..engine.measure import measure, measure_images
-from ..engine.sample import load
-from ..metrics.result import Report
 from .options import access, add_access, add_machine, parents, whole
 from .sample import add_knobs, knobs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..metrics.result import Report
 
 __all__ = ["add", "run"]
 
@@ -37,6 +36,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def table(report: Report) -> Table:
     """The scores as people read them."""
+    from rich.table import Table
+
     shown = Table(box=None, pad_edge=False, header_style="bold")
     rows = report.table()
     for column in rows[0]:
@@ -48,11 +49,23 @@ def table(report: Report) -> Table:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, and bring the run's report up to date."""
-    log, path = Log(args.quiet), Path(args.samples)
+    from rich.console import Console
+
+    from ..engine.log import Log
+    from ..engine.measure import measure, measure_images
+    from ..engine.parallel import joined
+    from ..engine.sample import load
+
+    first, path = joined().first, Path(args.samples)
+    log = Log(args.quiet or not first)
     names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():
-        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent))
+        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
         found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, access(args), **knobs(args))
+        if not first:
+            return 0
+    elif not first:
+        return 0
     elif args.data:
         found = measure_images(path, args.data, args.seed, names, log, access(args))
     else:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..core.images import grid, save_gif, save_png
-from ..core.types import UserError
-from ..engine.sample import load
+from ..core.errors import UserError
 from .options import add_machine, parents, whole
 from .sample import fitted
 
@@ -31,9 +29,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Walk and write."""
+    from ..core.images import grid, save_gif, save_png
+    from ..engine.sample import load
+
     if args.out.suffix not in (".png", ".gif"):
         raise UserError(f"--out {args.out}: write .png (a strip) or .gif (an animation)")
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent))
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
     ends = (fitted(args.images[0], trained.method), fitted(args.images[1], trained.method)) if args.images else None
     frames = trained.interpolate(args.frames, args.seed, args.to_seed, args.label, ends, args.path)
     if args.out.suffix == ".gif":

@@ -8,10 +8,9 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from ..core.catalog import builtin
 from ..core.config import nearest
-from ..core.protocols import describe
-from ..core.types import UserError
+from ..core.errors import UserError
+from ..core.listing import listing
 
 __all__ = ["add", "rows", "run"]
 
@@ -24,12 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def rows(family: str | None = None) -> list[dict[str, object]]:
     """One row a recipe: name, family, what it takes and can do, paper, measured numbers."""
-    found = []
-    for name, make in builtin().items():
-        recipe = make("small")
-        facts = describe(recipe.last.method)
-        measured = [f"{e.metric} {e.value:g} on {e.data}" for e in recipe.expect] or ["unmeasured"]
-        found.append({"recipe": name, "family": recipe.family, **facts, "paper": recipe.paper, "summary": recipe.summary, "measured": measured})
+    found = [{k: v for k, v in facts.items() if k != "options"} for facts in listing().values()]
     families = {str(r["family"]) for r in found}
     if family is not None and family not in families:
         raise UserError(f"unknown family {family!r}; {nearest(family, families)}")

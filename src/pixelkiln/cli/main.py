@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..core.types import UserError
 from ..core.version import __version__
 from .options import Parser
 
@@ -23,6 +23,9 @@ VERBS = {
     "data": "what a source of images holds: classes, sizes, duplicates, leaks, what is bad",
     "show": "what a run is, how it was trained, its curves",
 }
+
+
+SHARED = ("train", "sample", "evaluate")  # what several processes do together; the first does the others alone
 
 
 def build(argv: Sequence[str]) -> Parser:
@@ -55,24 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = build(argv).parse_args(argv)
-        return int(verb_module(args.verb).run(args))
-    except UserError as e:
-        print(f"pixelkiln: {e}", file=sys.stderr)
-        return 2
+        with processes() as first:
+            args = build(argv).parse_args(argv)
+            return int(verb_module(args.verb).run(args)) if first or args.verb in SHARED else 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as e:
-        from ..engine.loop import Diverged
-        from ..engine.session import Interrupted
+        if not hasattr(e, "status"):
+            raise
+        print(f"pixelkiln: {e}", file=sys.stderr)
+        return int(e.status)
 
-        if isinstance(e, Interrupted):
-            print(f"pixelkiln: {e}", file=sys.stderr)
-            return 128 + e.signum
-        if isinstance(e, Diverged):
-            print(f"pixelkiln: {e}", file=sys.stderr)
-            return 1
-        raise
+
+@contextlib.contextmanager
+def processes() -> Iterator[bool]:
+    """Whether this is the first of the processes that torchrun has started (where it has): they meet first, and end together."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield True
+        return
+    from ..engine.parallel import join
+
+    with join() as team:
+        yield team.first

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from ..core.config import nearest
-from ..core.types import UserError
+from ..core.errors import UserError
 
 if TYPE_CHECKING:
     from ..engine.access import Access
 
-__all__ = ["Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "whole"]
+__all__ = ["Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "some", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,7 +22,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Formatter} | kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Say it in one line and leave with status 2."""
+        """A mistake in one line."""
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found:
             option = found[1].split("=")[0]
@@ -32,8 +31,7 @@ class Parser(argparse.ArgumentParser):
         if found:
             choices = [c.strip(" '") for c in found[3].split(",")]
             message = f"unknown {found[1]} {found[2]!r}; {nearest(found[2], choices)}"
-        print(f"pixelkiln: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        raise UserError(message)
 
     def known(self) -> list[str]:
         """All long options, those of the verb that was asked for included."""
@@ -59,6 +57,8 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs (never part of the recipe)")
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, cuda:1, mps, or auto")
     group.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="auto: bf16 where this machine is faster at it")
+    group.add_argument("--layout", default="auto", choices=("auto", "channels-last", "contiguous"), help="of images in memory; auto: the faster one")
+    group.add_argument("--threads", default="auto", type=some, metavar="N", help="processor threads; auto: OMP_NUM_THREADS, or as many as help")
     group.add_argument("--quiet", action="store_true", help="say nothing but results and errors")
 
 
@@ -106,6 +106,9 @@ def size(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 4G or 500M")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+def some(text: str) -> int | str:
+    """A whole number above 0, or auto."""
+    return text if text == "auto" else whole(text)
 
 
 def parents(pairs: list[str]) -> dict[str, str]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from ..core.images import grid, read_image, save_png
-from ..core.protocols import Method
-from ..core.types import Ability, Request, UserError
-from ..data.npz import write_npz
-from ..engine.log import Log
-from ..engine.sample import Trained, generate, load
+from ..core.errors import UserError
 from .options import add_machine, parents, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..core.protocols import Method
+    from ..core.types import Request
+    from ..engine.sample import Trained
 
 __all__ = ["add", "add_knobs", "fitted", "knobs", "run", "write"]
 
@@ -55,6 +55,7 @@ def knobs(args: argparse.Namespace) -> dict[str, Any]:
 
 def fitted(path: Path, method: Method) -> Tensor:
     """A source image in the method's shape (center crop, antialiased)."""
+    from ..core.images import read_image
     from ..core.recipe import DataConfig
     from ..data.prepare import prepare
 
@@ -66,6 +67,9 @@ def fitted(path: Path, method: Method) -> Tensor:
 
 def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, ...], columns: int | None = None) -> None:
     """Images uint8 (N, C, H, W) as the name of `out` says."""
+    from ..core.images import grid, save_png
+    from ..data.npz import write_npz
+
     if out.suffix == ".npz":
         write_npz(out, images.permute(0, 2, 3, 1).contiguous(), labels, classes)
     elif out.suffix == ".png":
@@ -84,19 +88,32 @@ def request_of(args: argparse.Namespace, trained: Trained) -> Request:
     return trained.request(args.n, args.seed, args.label, args.text, source, **knobs(args))
 
 
+def _check(out: Path) -> None:
+    """Refuse what cannot be written, before the work."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise UserError(f"--out {out}: write .png (a grid), .npz, or a folder without suffix")
+    if out.suffix == "" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder: choose another --out")
+
+
 def run(args: argparse.Namespace) -> int:
     """Sample and write."""
-    if args.out.suffix not in (".png", ".npz", ""):
-        raise UserError(f"--out {args.out}: write .png (a grid), .npz, or a folder without suffix")
-    if args.out.suffix == "" and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise UserError(f"{args.out} is not an empty folder: choose another --out")
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent))
+    from ..core.types import Ability
+    from ..engine.log import Log
+    from ..engine.parallel import joined
+    from ..engine.sample import generate, load
+
+    joined().agree(lambda: _check(args.out))
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
     request = request_of(args, trained)
-    log = Log(args.quiet)
+    first = trained.where.team.first
+    log = Log(args.quiet or not first)
     start = time.perf_counter()
     with log.meter("sample", args.n, unit="images") as meter:
         images = generate(trained.method, request, trained.where, args.batch, meter.at)
     spent = time.perf_counter() - start
+    if not first:
+        return 0
     columns = len(trained.classes) if args.label == "all" and Ability.LABEL in trained.method.abilities else None
     write(images, args.out, request.cond.label, trained.classes, columns)
     log.say(f"{args.n} images in {spent:.1f} s ({args.n / spent:.1f} images/s)")

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from ..core.files import read_json
-from ..engine.publish import facts_for_people
-from ..engine.sample import load
 from .options import add_machine, parents
 
 __all__ = ["add", "run", "spark"]
@@ -34,7 +32,10 @@ def spark(values: Sequence[float], width: int = 48) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Print facts, curves and the newest evaluation."""
-    trained = load(args.run, args.device, "fp32", args.recipe, parents(args.parent))
+    from ..engine.publish import facts_for_people
+    from ..engine.sample import load
+
+    trained = load(args.run, args.device, "fp32", args.recipe, parents(args.parent), layout="channels-last")
     opened = trained.opened
     for name, value in facts_for_people(trained).items():
         print(f"{name:>15}  {value}")

@@ -7,15 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from ..core.catalog import find, overridable
-from ..core.runs import Run
-from ..core.types import UserError
-from ..engine.build import open_run
-from ..engine.log import Log
-from ..engine.publish import data_of, publish
-from ..engine.sample import load
-from ..engine.train import Budget, Order, train
-from ..engine.where import Where
+from ..core.errors import UserError
+from ..core.listing import options
 from .options import access, add_access, add_machine, parents, seconds, whole
 
 __all__ = ["add", "add_recipe", "run"]
@@ -36,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="the trained run that this recipe builds on")
     parser.add_argument("--recipe", dest="code", default="", metavar="M:F",
                         help="the parent's recipe, where that is code outside the library (it will be executed)")
-    parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    parser.add_argument("--compile", nargs="?", const="on", default="auto", choices=("auto", "on", "off"), help="torch.compile the networks (auto: off)")
     add_access(parser)
     add_machine(parser)
 
@@ -44,29 +37,37 @@ def add(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser, name: str, size: str) -> None:
     """The recipe's own options, typed, with their defaults."""
     group = parser.add_argument_group(f"options of {name} (size {size})")
-    for option, leaf in overridable(find(name)(size)):
-        value = ",".join(map(str, leaf.value)) if isinstance(leaf.value, tuple) else leaf.value
-        group.add_argument(f"--{option}", metavar=leaf.words.upper() if "|" not in leaf.words else leaf.words, dest=f"set:{option}",
-                           help=f"(default: {'none' if value is None else value})")
+    for o in options(name, size):
+        group.add_argument(f"--{o.name}", metavar=o.words.upper() if "|" not in o.words else o.words, dest=f"set:{o.name}",
+                           help=f"(default: {o.default.replace('%', '%%')})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, then write the report."""
-    begun = args.resume and Run(args.out).recipe_file.exists()
+    from ..core.runs import Run  # what needs torch is imported here, so that `--help` is quick
+    from ..engine.build import load_method, resolve
+    from ..engine.log import Log
+    from ..engine.publish import data_of, publish
+    from ..engine.sample import Trained
+    from ..engine.train import Budget, Order, train
+    from ..engine.where import Where
+
+    where = Where.choose(args.device, args.precision, args.compile, args.layout, args.threads)
+    begun = where.team.agree(lambda: Run(args.out).read_recipe() if args.resume and Run(args.out).recipe_file.exists() else None)
     if begun and not args.recipe:
-        args.recipe = open_run(args.out).facts["recipe"]
+        args.recipe = resolve(Run(args.out), begun).facts["recipe"]
     if not args.recipe:
         raise UserError("which recipe? 'pixelkiln list' shows them: pixelkiln train RECIPE --data SRC --out RUN")
-    source = args.data or (open_run(args.out, args.recipe).facts["data"]["source"] if begun else None)
+    source = args.data or (begun["data"]["source"] if begun else None)
     changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
-    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command,
-                  args.code)
-    where = Where.choose(args.device, args.precision, args.compile)
+    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command, args.code)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log, access(args))
-    trained = load(done.path, args.device, args.precision, recipe=args.code or args.recipe)
+    if not where.team.first:
+        return 0
+    trained = Trained(*load_method(done.path, args.code or args.recipe), where.alone())
     report = publish(trained, *data_of(trained, access=access(args)))
     log.say(f"run: {done.path}")
     print(f"report: {report}")

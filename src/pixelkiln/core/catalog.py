@@ -15,6 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
+from importlib.abc import InspectLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,11 +44,19 @@ def recipes_in(module: ModuleType) -> dict[str, Maker]:
 def builtin() -> Mapping[str, Maker]:
     """All recipes of the library, sorted by name."""
     found: dict[str, Maker] = {}
-    for room in ROOMS:
-        package = importlib.import_module(room)
-        for info in pkgutil.iter_modules(package.__path__, room + "."):
-            found |= recipes_in(importlib.import_module(info.name))
+    for module in _modules():
+        found |= recipes_in(importlib.import_module(module))
     return dict(sorted(found.items()))
+
+
+def _modules(holding: str = "") -> Iterator[str]:
+    """Names of the library's method files, or of those alone that hold a piece of text (one recipe needs one file)."""
+    for room in ROOMS:
+        for info in pkgutil.iter_modules(importlib.import_module(room).__path__, room + "."):
+            spec = importlib.util.find_spec(info.name)
+            loader = spec.loader if spec else None
+            if not holding or not isinstance(loader, InspectLoader) or holding in (loader.get_source(info.name) or holding):
+                yield info.name
 
 
 def _user_module(name: str) -> ModuleType:
@@ -85,9 +94,12 @@ def find(name: str) -> Maker:
             raise UserError(f"{module_name} has no recipe {function!r} (a function annotated '-> Recipe'); {nearest(wanted, made)}")
         return made[wanted]
     wanted = name.replace("_", "-")
-    if wanted not in builtin():
-        raise UserError(f"unknown recipe {name!r}; {nearest(wanted, builtin())} ('pixelkiln list' shows all)")
-    return builtin()[wanted]
+    for module in _modules(f"def {wanted.replace('-', '_')}("):
+        if wanted in (made := recipes_in(importlib.import_module(module))):
+            return made[wanted]
+    if wanted in builtin():
+        return builtin()[wanted]
+    raise UserError(f"unknown recipe {name!r}; {nearest(wanted, builtin())} ('pixelkiln list' shows all)")
 
 
 OPEN = ("model", "data", "train")

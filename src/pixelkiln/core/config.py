@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
-from .types import UserError
+from .errors import UserError
 
 __all__ = ["Field", "apply", "flat_fields", "from_json", "nearest", "parse", "to_json"]
 

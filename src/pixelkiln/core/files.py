@@ -7,13 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from .errors import UserError
 
-from .types import UserError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["cache_dir", "fsync_dir", "read_json", "read_meta", "read_tensors", "refuse_pickle", "sha256", "write_bytes", "write_json", "write_tensors"]
 
@@ -69,12 +68,16 @@ def read_json(path: Path) -> Any:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors."""
+    from safetensors.torch import save  # here, so that commands that only read JSON need no torch
+
     flat = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     write_bytes(path, save(flat, dict(meta or {})))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file; a damaged one is a UserError that names it."""
+    from safetensors import SafetensorError, safe_open
+
     path = Path(path)
     refuse_pickle(path)
     try:
@@ -88,6 +91,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def read_meta(path: Path) -> dict[str, str]:
     """The text metadata of a safetensors file."""
+    from safetensors import safe_open
+
     with safe_open(path, framework="pt") as f:
         return dict(f.metadata() or {})
 

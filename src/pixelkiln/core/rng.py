@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,8 +31,23 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def seed_all(*parts: int | str) -> None:
-    """Seed torch's global generators (all devices) with the key: dropout and noise of one training step."""
-    torch.manual_seed(key(*parts))
+    """Seed torch's global generators (all devices in use) with the key: dropout and noise of one training step.
+
+    As torch.manual_seed, which, however, formats a stack trace for every kind of accelerator that is absent: 0.2 ms, each time.
+    """
+    number = key(*parts)
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)
+    elif _accelerator() not in ("", "cuda"):
+        torch.manual_seed(number)
+
+
+@cache
+def _accelerator() -> str:
+    """The kind of accelerator here: cuda, mps, xpu, ..., "" where there is none."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "" if found is None else found.type
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UserError
+
 __all__ = ["Ability", "Batch", "Condition", "DataInfo", "ImageShape", "Moment", "Request", "UserError"]
-
-
-class UserError(ValueError):
-    """A mistake of the user's: one line that says what is wrong and what to do. The command line exits with status 2."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Feed:
             epoch, start = divmod(position, len(self.data))
             parts.append(self._order(epoch)[start : start + end - position])
             position += len(parts[-1])
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _order(self, epoch: int) -> Tensor:
         """The permutation of an epoch, (N,); the last two are kept, as batches may straddle them."""

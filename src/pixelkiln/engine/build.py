@@ -17,7 +17,7 @@ from ..core.runs import Run
 from ..core.types import DataInfo, ImageShape, UserError
 from ..core.version import __version__
 
-__all__ = ["Opened", "load_method", "make", "open_run", "versions"]
+__all__ = ["Opened", "load_method", "make", "open_run", "parent_digest", "resolve", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -48,10 +48,14 @@ class Opened:
 def open_run(path: Path | str, recipe_name: str | None = None) -> Opened:
     """A run folder; the code of a recipe outside the library is imported only if the caller names it (`recipe_name`)."""
     run = Run.open(path)
-    facts = run.read_recipe()
+    return resolve(run, run.read_recipe(), recipe_name)
+
+
+def resolve(run: Run, facts: Mapping[str, Any], recipe_name: str | None = None) -> Opened:
+    """The same, where what recipe.json says is known already."""
     name = facts["recipe"]
     if ":" in name and name != recipe_name:
-        raise UserError(f"{path} was made by the recipe {name!r}, which is not part of pixelkiln; if you trust it, say --recipe {name}")
+        raise UserError(f"{run.path} was made by the recipe {name!r}, which is not part of pixelkiln; if you trust it, say --recipe {name}")
     recipe = stages_from_json(find(name)(facts["size"]), facts["stages"], str(run.recipe_file))
     return Opened(run, facts, recipe)
 

@@ -25,12 +25,13 @@ class Average:
         self.config = config
         self.live = {f"{net}.{name}": p for net in nets for name, p in getattr(method, net).named_parameters()}
         self.mean = {name: p.detach().float().clone() for name, p in self.live.items()}
+        self.now = [p.detach() for p in self.live.values()]  # the same memory
 
     @torch.no_grad()
     def update(self, batch: int, images: int) -> None:
         """mean <- beta mean + (1 - beta) live, after a step; images = how many were seen, this batch included."""
         weight = 1 - decay(self.config, batch, images)
-        torch._foreach_lerp_(list(self.mean.values()), [p.detach().float() for p in self.live.values()], weight)
+        torch._foreach_lerp_(list(self.mean.values()), [p.float() for p in self.now], weight)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from ..core.recipe import TrainConfig
 from ..core.rng import seed_all
 from ..core.types import Batch, Moment
 from .ema import Average
-from .optim import build, lr_at, pack, unpack
+from .optim import build, lr_at, pack, settle, unpack
+from .parallel import Buffers
 from .where import Where
 
 __all__ = ["Diverged", "Trainer", "only"]
@@ -24,13 +25,27 @@ __all__ = ["Diverged", "Trainer", "only"]
 class Diverged(RuntimeError):
     """A loss or a weight is no longer finite; the message names the step and the term."""
 
+    status = 1
+
 
 @contextlib.contextmanager
 def only(method: nn.Module, nets: tuple[str, ...]) -> Iterator[None]:
     """Freeze every net of the method but these: no gradients for its parameters, and its normalisation statistics stand still."""
+    with still(*others(method, nets)):
+        yield
+
+
+def others(method: nn.Module, nets: tuple[str, ...]) -> tuple[list[nn.Parameter], list[Any]]:
+    """Parameters, and modules with running statistics, of every net of the method but these."""
     frozen = [net for name, net in method.named_children() if name not in nets]
-    parameters = [p for net in frozen for p in net.parameters() if p.requires_grad]
-    norms: list[Any] = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
+    norms = [m for net in frozen for m in net.modules() if getattr(m, "track_running_stats", False)]
+    return [p for net in frozen for p in net.parameters()], norms
+
+
+@contextlib.contextmanager
+def still(parameters: Iterable[nn.Parameter], norms: Iterable[Any]) -> Iterator[None]:
+    """Inside, no gradients for the parameters (of those that ask for them), and no running statistics."""
+    parameters = [p for p in parameters if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
     for m in norms:
@@ -47,10 +62,11 @@ def only(method: nn.Module, nets: tuple[str, ...]) -> Iterator[None]:
 class Trainer:
     """A method, its optimisers and its averaged weights, moving together from step to step.
 
-    draw(d) is batch number d of an endless stream; step k draws batches k * fresh .. so that nothing but the step has to be saved.
+    draw(d, i, n) is part i of n of batch d of an endless stream; step k draws batches k * fresh .. so that nothing but the step has to
+    be saved. Where several processes train, each works on its share of the parts ([parallel](parallel.py)) and takes the same steps.
     """
 
-    def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int], Batch], seed: int, total: int, where: Where) -> None:
+    def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int, int, int], Batch], seed: int, total: int, where: Where) -> None:
         self.method, self.config, self.draw, self.seed, self.total, self.where = method, config, draw, seed, total, where
         rows = method.updates()
         self.fits = [row for row in rows if isinstance(row, Fit)]
@@ -68,6 +84,8 @@ class Trainer:
         self.owned = {name: list(params.values()) for name, params in owned.items()}
         self.opts = {name: build(config.opts[name], params) for name, params in self.owned.items()}
         self.average = Average(method, method.averaged, config.ema) if config.ema and method.averaged else None
+        self.others = {row.nets: others(method, row.nets) for row in self.rows}  # walked through once: it takes as long as a small step
+        self.modules = list(method.modules())
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # terms since the last look, not yet read off the device
 
     def fit(self, passes: Callable[[], Iterable[Batch]]) -> dict[str, float]:
@@ -79,42 +97,54 @@ class Trainer:
     def step(self, k: int) -> None:
         """Step number k (from 0): every row that is due."""
         moment = Moment(k, self.total, k * self.config.batch)
-        self.method.train()
+        if not all(m.training for m in self.modules):
+            self.method.train()
         terms: dict[str, Tensor] = {}
-        batch, number = None, k * self.fresh
+        share, number, parts = None, k * self.fresh, self.config.accumulate
         for row in self.rows:
             for turn in range(row.repeat):
                 if row.fresh:
-                    batch, number = None, number + 1
+                    share, number = None, number + 1
                 if k % row.every:
                     continue
-                if batch is None:
-                    batch = self.draw(number - 1)
-                seed_all(self.seed, "step", k, row.name, turn)
-                terms |= self._update(row, batch, moment)
+                if share is None:
+                    share = [self.draw(number - 1, part, parts) for part in self.where.team.deal(parts)]
+                terms |= self._update(row, share, moment, turn)
+        seed_all(self.seed, "after", k)
         with torch.no_grad():
             self.method.after_step(moment, terms)
         if self.average is not None:
             self.average.update(self.config.batch, (k + 1) * self.config.batch)
+        if k % 100 == 99:
+            settle(self.opts)
         self.pending.append((k, terms))
 
-    def _update(self, row: Update, batch: Batch, moment: Moment) -> dict[str, Tensor]:
-        """One row: accumulate gradients, clip, step."""
+    def _update(self, row: Update, share: Sequence[Batch], moment: Moment, turn: int = 0) -> dict[str, Tensor]:
+        """One row: add up the gradients of all parts, ours being `share`; clip, step."""
         config, opt = self.config.opts[row.opt], self.opts[row.opt]
         for group in opt.param_groups:
             group["lr"] = lr_at(config, moment)
         prefix = f"{row.name}/" if len(self.rows) > 1 else ""
         found: dict[str, Tensor] = {}
-        with only(self.method, row.nets):
-            size = len(batch.x) // self.config.accumulate
-            for i in range(self.config.accumulate):
-                part = batch if self.config.accumulate == 1 else batch.take(slice(i * size, (i + 1) * size))
+        parts, team = self.config.accumulate, self.where.team
+        with still(*self.others[row.nets]):
+            buffers = Buffers(self.method, parts)
+            for part, batch in zip(team.deal(parts), share, strict=True):
+                buffers.begin()
+                seed_all(self.seed, "step", moment.step, row.name, turn, part)
                 with self.where.autocast():
-                    terms = row.loss(part, moment)
-                (terms["loss"].float() / self.config.accumulate).backward()
+                    terms = row.loss(batch, moment)
+                over(terms["loss"], parts).backward()
                 for name, value in terms.items():
-                    share = value.detach().float() / self.config.accumulate
-                    found[prefix + name] = found[prefix + name] + share if prefix + name in found else share
+                    amount = over(value.detach(), parts)
+                    found[prefix + name] = found[prefix + name] + amount if prefix + name in found else amount
+                buffers.keep()
+            if parts > 1:  # a parameter that our parts do not reach may be reached by another process's
+                trained = [p for p in self.owned[row.opt] if p.requires_grad]
+                for p in trained:
+                    p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                team.add_up([*(p.grad for p in trained if p.grad is not None), *buffers.sums, *found.values()])
+                buffers.end()
             if config.clip is not None:
                 found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
             opt.step()
@@ -162,6 +192,11 @@ class Trainer:
     def sampling(self) -> contextlib.AbstractContextManager[None]:
         """Inside, the method holds the weights that it samples with."""
         return self.average.applied() if self.average else contextlib.nullcontext()
+
+
+def over(value: Tensor, parts: int) -> Tensor:
+    """A part's share of a mean over all parts, fp32: value / parts, and no operation where there is but one."""
+    return value.float() if parts == 1 else value.float() / parts
 
 
 def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

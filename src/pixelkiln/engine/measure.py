@@ -58,17 +58,21 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, seed: 
     """Sample a run and score it; against its own data and with all metrics, the run's report is brought up to date.
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data);
-    importance: samples of a likelihood that is a bound; knobs: as `Trained.sample`.
+    importance: samples of a likelihood that is a bound; knobs: as `Trained.sample`. Several processes share the sampling; the first
+    scores, and the others get an empty report.
     """
     log = log or Log(quiet=True)
     own = data_of(trained, source, access)
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
-    extractor = extractor_for(train, test, log=log.say)
+    first = trained.where.team.first
+    extractor = extractor_for(train, test, log=log.say) if first else None
     turned = own[1].images_of(torch.arange(num) % len(own[1])) if Ability.SOURCE in trained.method.abilities else None
     request = trained.request(num, seed, label, None, turned, **knobs)
     start = time.perf_counter()
     with log.meter("sample", num, unit="images") as meter:
         images = generate(trained.method, request, trained.where, done=meter.at)
+    if extractor is None:
+        return Measured(Report((), ()), {})
     log.say(f"{num} samples at {num / (time.perf_counter() - start):.1f} images/s")
     report = evaluate(images, request.cond.label, train, test, extractor, metrics, seed)
     nats: dict[str, Any] = {}

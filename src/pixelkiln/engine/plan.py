@@ -57,17 +57,19 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     """Number of steps, and how it came about. A wall-clock budget is turned into steps by timing a throw-away copy."""
     config, budget = stage.train, order.budget
     if config.batch % config.accumulate:
-        raise UserError(f"--train.accumulate {config.accumulate} does not divide --train.batch {config.batch}")
+        many = where.team.size > 1
+        told = f"a step in {config.accumulate} parts, for {where.team.size} processes," if many else f"--train.accumulate {config.accumulate}"
+        raise UserError(f"{told} does not divide --train.batch {config.batch}: choose a multiple")
     if not trains:
         return 0, {"by": "nothing to train in steps"}
     if budget.seconds is None:
         if budget.images is not None:
             return max(1, math.ceil(budget.images / config.batch)), {"by": "images", "images": budget.images}
         return budget.steps or config.steps, {"by": "steps" if budget.steps else "recipe"}
-    start = time.perf_counter()
+    start, team = time.perf_counter(), where.team
     copy = make(stage, data.info, parents, order.seed)
     where.place(copy)
-    feed = Feed(data, config.batch, stage.data, order.seed, where.device, channels_last=True)
+    feed = Feed(data, config.batch, stage.data, order.seed, where.device, where.layout == "channels-last")
     trial = Trainer(copy, config, feed.batch, order.seed, config.steps, where)
     if not trial.rows:
         return 0, {"by": "closed form"}
@@ -75,7 +77,7 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     trial.step(1)
     trial.look()
     spent: list[float] = []
-    while len(spent) < 5 or (sum(spent) < min(5.0, budget.seconds / 20) and len(spent) < 200):
+    while any(team.most(len(spent) < 5 or (sum(spent) < min(5.0, budget.seconds / 20) and len(spent) < 200))):
         begin = time.perf_counter()
         trial.step(len(spent) + 2)
         trial.look()
@@ -87,6 +89,6 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     grids = SAMPLES * (time.perf_counter() - begin)
     per_step = sorted(spent)[len(spent) // 2]
     left = budget.seconds - (time.perf_counter() - start) - grids
-    total = max(1, int(left / per_step))
+    total = team.agree(lambda: max(1, int(left / per_step)))
     log.say(f"budget {duration(budget.seconds)}: {total} steps of {per_step * 1e3:.1f} ms ({config.batch / per_step:.0f} images/s)")
     return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": len(spent)}

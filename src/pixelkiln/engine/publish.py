@@ -33,10 +33,12 @@ def facts_for_people(trained: Trained) -> dict[str, str]:
         "images seen": f"{facts['total'] * trained.opened.stage.train.batch:,}",
         "seed": str(facts["seed"]),
         "device": f"{where['device']}, {where['processor']}",
-        "precision": where["precision"] + (", compiled" if where["compile"] else ""),
+        "precision": ", ".join([where["precision"], where.get("layout", "channels-last"), *(["compiled"] if where["compile"] else [])]),
         "threads": str(where["threads"]),
         "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
     }
+    if where.get("why"):
+        found["chosen because"] = "; ".join(f"{name}: {reason}" for name, reason in where["why"].items())
     if "seconds" in last:
         found["training time"] = duration(last["seconds"])
     if rates:

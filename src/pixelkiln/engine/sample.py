@@ -52,13 +52,21 @@ def _class_number(part: int | str, classes: Sequence[str]) -> int:
 
 @torch.no_grad()
 def generate(method: Method, request: Request, where: Where, batch: int = 250, done: Callable[[int], None] | None = None) -> Tensor:
-    """Images uint8 (n, C, H, W) for the request, in batches (which change nothing but the time)."""
-    parts = []
-    device = torch.device(where.device)
-    for i in range(0, len(request.seeds), batch):
-        part = request.take(slice(i, i + batch))
-        with where.autocast():
-            parts.append(to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu())
+    """Images uint8 (n, C, H, W) for the request, in batches (which change nothing but the time).
+
+    Several processes take the batches in turn, each as one process would draw it, and hand them in to process 0; the others get (0, C, H, W).
+    """
+    team, device = where.team, torch.device(where.device)
+    parts = [torch.empty(0, *method.shape, dtype=torch.uint8)]
+    for number, i in enumerate(range(0, len(request.seeds), batch)):
+        part, owner = request.take(slice(i, i + batch)), number % team.size
+        images = torch.empty(len(part.seeds), *method.shape, dtype=torch.uint8)
+        if owner == team.rank:
+            with where.eager(), where.autocast():
+                images = to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()
+        team.hand_in(images, owner)
+        if team.first:
+            parts.append(images)
         if done is not None:
             done(min(i + batch, len(request.seeds)))
     return torch.cat(parts)
@@ -154,7 +162,8 @@ class Trained:
         return to_uint8(x.float().clamp(-1, 1)).cpu()
 
 
-def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None) -> Trained:
+def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None,
+         layout: str = "auto", threads: int | str | None = None) -> Trained:
     """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library."""
     method, opened = load_method(run, recipe, parents)
-    return Trained(method, opened, Where.choose(device, precision))
+    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads))

@@ -16,7 +16,8 @@ from ..core.recipe import Stage
 from ..core.runs import Run
 from ..data import Feed, ImageSet
 from .log import Log
-from .loop import Diverged, Trainer
+from .loop import Diverged, Trainer, plain
+from .parallel import Apart, Lost
 from .plan import SAMPLES
 from .sample import preview
 from .where import Where
@@ -31,38 +32,54 @@ class Interrupted(Exception):
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
-        self.signum = signum
+        self.status = 128 + signum
 
 
 def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mapping[str, Any], where: Where, log: Log) -> None:
     """The fits and the steps, with everything written on the way."""
-    config, total = stage.train, int(facts["total"])
-    feed = Feed(data, config.batch, stage.data, facts["seed"], where.device, channels_last=True)
+    config, total, team = stage.train, int(facts["total"]), where.team
+    _as_first(method, where)
+    feed = Feed(data, config.batch, stage.data, facts["seed"], where.device, where.layout == "channels-last")
     trainer = Trainer(method, config, feed.batch, facts["seed"], total, where)
-    point, bad = run.last_good()
+    point, bad = run.last_good() if team.first else (None, [])
     for wrong in bad:
         log.say(f"note: {wrong}; using an older checkpoint")
     done, spent = 0, 0.0
-    if point is not None:
-        trainer.restore(point.tensors, point.state["seen"])
-        done, spent = point.step, float(point.state["seconds"])
-        run.rewind(done)
+    state = team.agree(lambda: None if point is None else dict(point.state))
+    if state is not None:
+        trainer.restore(lambda group: team.spread({} if point is None else point.tensors(group)), state["seen"])
+        done, spent = int(state["step"]), float(state["seconds"])
+        if team.first:
+            run.rewind(done)
         log.say(f"going on from step {done} of {total}" if done < total else f"{run.path} is complete: {total} steps")
         if done >= total:
             return
-    elif run.records():
+    elif team.first and run.records():
         run.rewind(-1)
     session = Session(run, trainer, method, total, spent, where, feed)
     try:
-        if trainer.fits and point is None:
-            run.append({"step": 0} | trainer.fit(feed.passes))
+        if trainer.fits and state is None:
+            if team.first:
+                run.append({"step": 0} | trainer.fit(feed.passes))
+            _as_first(method, where)
         session.loop(done, config.log_every, config.sample_every, config.save_every, log)
     except Diverged as e:
-        good, _ = run.last_good()
-        kept = f"the last good checkpoint is {good.path}" if good else "no checkpoint had been saved yet"
+        point, _ = run.last_good() if team.first else (None, [])
+        good = team.agree(lambda: str(point.path) if point else None)
+        kept = f"the last good checkpoint is {good}" if good else "no checkpoint had been saved yet"
         raise Diverged(f"training stopped: {e}; {kept}. Try a lower --train.opts.*.lr, or --precision fp32") from None
+    except Apart as e:
+        raise Apart(f"training stopped: {e}; the last checkpoint is from before, --resume goes on with it") from None
+    except Lost as e:
+        raise Lost(f"training stopped: {e}; go on with --resume", e.status) from None
     finally:
         feed.close()
+
+
+def _as_first(method: Method, where: Where) -> None:
+    """Every process's weights become those of process 0."""
+    if where.team.size > 1:
+        method.load_state_dict(where.team.spread(plain(method.state_dict())))
 
 
 @dataclass
@@ -79,11 +96,11 @@ class Session:
 
     def loop(self, done: int, log_every: int, sample_every: int | None, save_every: int | None, log: Log) -> None:
         """Steps from `done` up to the total."""
-        self.begin = time.perf_counter()
+        self.begin, team = time.perf_counter(), self.where.team
         sample_every = sample_every or max(1, math.ceil(self.total / SAMPLES))
         saved = logged = time.perf_counter()
         last, waited = done, self.feed.waited
-        with signals() as caught, log.meter(f"{self.run.path.name}", self.total, done) as meter:
+        with signals(team.size == 1) as caught, log.meter(f"{self.run.path.name}", self.total, done) as meter:
             for k in range(done, self.total):
                 self.trainer.step(k)
                 step, now = k + 1, time.perf_counter()
@@ -93,14 +110,15 @@ class Session:
                     rate = (step - last) * self.trainer.config.batch / max(now - logged, 1e-9)
                     idle = (self.feed.waited - waited) / max(now - logged, 1e-9)
                     speed = {"images_per_s": round(rate, 1), "idle": round(idle, 4), "seconds": round(self.seconds(), 3)}
-                    self.run.append({"step": step, **numbers, **speed})
+                    if team.first:
+                        self.run.append({"step": step, **numbers, **speed})
                     meter.at(step, numbers | {"idle": idle})
                     last, logged, waited = step, now, self.feed.waited
                 if step % sample_every == 0 or end:
                     self.draw(step)
                     logged += time.perf_counter() - now
-                stop = caught[0] if caught else None
-                if stop or end or (save_every and step % save_every == 0) or now - saved > 60 * MINUTES:
+                stop, due = team.most(caught[0] if caught else 0, int(now - saved > 60 * MINUTES))
+                if stop or end or (save_every and step % save_every == 0) or due:
                     self.save(step)
                     saved = time.perf_counter()
                 if stop and not end:
@@ -114,27 +132,32 @@ class Session:
         return self.spent + time.perf_counter() - self.begin
 
     def save(self, step: int) -> None:
-        """A checkpoint, if everything in it is finite."""
+        """A checkpoint, if everything in it is finite and the same on all processes; they wait until it is written."""
+        team, groups = self.where.team, self.trainer.groups()
         self.trainer.check()
-        state = {"seen": self.trainer.seen(), "seconds": round(self.seconds(), 3)}
-        self.run.save(step, self.trainer.groups(), state)
+        for tensors in groups.values():
+            team.check(tensors)
+        if team.first:
+            self.run.save(step, groups, {"seen": self.trainer.seen(), "seconds": round(self.seconds(), 3)})
+        team.wait()
 
     def draw(self, step: int) -> None:
         """The same seeds once more (nothing for a method that needs a source image)."""
         with self.trainer.sampling():
             images = preview(self.method, 64, self.where)
-        if images is not None:
+        if images is not None and self.where.team.first:
             save_png(self.run.path / "samples" / f"step-{step:08d}.png", grid(images, None))
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them, so that the step can be finished and saved; a second one kills."""
+def signals(alone: bool = True) -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them, so that the step can be finished and saved; a second one kills, unless
+    a launcher may repeat what it got itself (it kills in the end)."""
     caught: list[int] = []
 
     def note(signum: int, _: object) -> None:
         caught.append(signum)
-        if len(caught) > 1:
+        if len(caught) > 1 and alone:
             raise KeyboardInterrupt
 
     try:

@@ -1,0 +1,236 @@
+"""Several processes: the same steps as one, whatever the rows; one ends, all end; a run goes on in another number of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import parallel_worker
+from pixelkiln.cli.main import main
+from pixelkiln.core.runs import Run
+from pixelkiln.engine.where import Where
+
+HERE = Path(__file__).parent
+TOYS = str(HERE / "parallel_toys.py")
+ONE = Where("cpu", "fp32", False, 1)
+
+
+def started(*args: object, num: int = 2) -> subprocess.Popen[str]:
+    """torchrun with `num` processes of one thread, in a session of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num), *map(str, args)]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def torchrun(*args: object, num: int = 2) -> tuple[int, list[str], str]:
+    """Exit status, our own lines of the error stream, all of it."""
+    process = started(*args, num=num)
+    _, err = process.communicate(timeout=120)
+    return process.returncode, ours(err), err
+
+
+def ours(err: str) -> list[str]:
+    """What pixelkiln itself said (torchrun says more)."""
+    return [line for line in err.splitlines() if line.startswith("pixelkiln: ")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes found: see parallel_worker.py."""
+    out = tmp_path_factory.mktemp("worker")
+    status, _, err = torchrun(HERE / "parallel_worker.py", out)
+    assert status == 0, err
+    return out
+
+
+@pytest.mark.parametrize("name", list(parallel_worker.CASES))
+def test_two_processes_take_the_steps_that_one_takes(worker: Path, name: str) -> None:
+    """Two rows, a resting row with double backward, clipping, averages, BatchNorm, buffers, parameters that some parts do not reach. With
+    two parts even bit for bit: a + b = b + a. With more the order of sums differs."""
+    losses, held = parallel_worker.case(name, ONE)
+    theirs, tensors = json.loads((worker / f"{name}.json").read_text()), load_file(worker / f"{name}.safetensors")
+    assert len(theirs) == parallel_worker.STEPS
+    for k, (a, b) in enumerate(zip(losses, theirs, strict=True)):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-7), f"step {k}"
+    assert held.keys() == tensors.keys()
+    exact = parallel_worker.CASES[name][1] == 2
+    for key, value in held.items():
+        if exact:
+            assert torch.equal(value, tensors[key]), key
+        else:
+            torch.testing.assert_close(value, tensors[key], rtol=1e-4, atol=2e-5 if value.is_floating_point() else 1, msg=key)
+
+
+def test_steps_are_those_of_distributed_data_parallel(worker: Path) -> None:
+    tensors = load_file(worker / "ddp.safetensors")
+    pairs = [(v, tensors["ours" + key.removeprefix("ddp")]) for key, v in tensors.items() if key.startswith("ddp/")]
+    assert len(pairs) == 4
+    for ddp, mine in pairs:
+        torch.testing.assert_close(mine, ddp, rtol=1e-5, atol=1e-7)
+
+
+def test_processes_agree_sum_and_notice_what_differs(worker: Path) -> None:
+    first, second = (json.loads((worker / f"facts-{r}.json").read_text()) for r in (0, 1))
+    assert first.pop("deal") == [0, 2, 4]
+    assert second.pop("deal") == [1, 3]
+    assert first == second
+    assert first["agreed"] == {"rank": 0, "text": "ä"}
+    assert first["most"] == [1, 0]
+    assert first["sums"] == [[3.0, 6.0], [1, 3, 5], 0.5]
+    assert first["spread"] == {"a": ["torch.int64", []], "b": ["torch.bool", [2, 1]], "c": ["torch.float32", [0, 3]], "d": ["torch.float32", [2, 3, 2, 2]]}
+    assert first["nan"] == "Diverged at 6: d/loss is nan at step 6", "a loss that is nan in one process stops both at that step"
+    assert first["drift"].startswith("Apart at 6: d.count is no longer the same")
+
+
+def test_parts_are_equal_pieces_of_the_batch() -> None:
+    """Rows, labels and augmentation of the parts, put together, are those of the batch."""
+    from pixelkiln.core.recipe import DataConfig
+    from pixelkiln.data import Feed, open_source
+
+    feed = Feed(open_source("digits"), 24, DataConfig(flip=True, translate=2), 5)
+    whole = feed.batch(3)
+    for parts in (2, 3, 8):
+        pieces = [feed.batch(3, i, parts) for i in range(parts)]
+        assert torch.equal(torch.cat([p.x for p in pieces]), whole.x)
+        assert torch.equal(torch.cat([p.index for p in pieces]), whole.index)
+        assert torch.equal(torch.cat([p.cond.label for p in pieces]), whole.cond.label)
+
+
+def train(out: Path, *more: object) -> list[object]:
+    return ["-m", "pixelkiln", "train", f"{TOYS}:pair", "--data", "digits", "--out", out, "--precision", "fp32", "--quiet", *more]
+
+
+def losses(out: Path) -> dict[int, dict[str, float]]:
+    """Logged terms by step, without times."""
+    return {r["step"]: {k: v for k, v in r.items() if k not in ("step", "seconds", "images_per_s")} for r in Run(out).records()}
+
+
+def wait_for(what: Any, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for task in Path(f"/proc/{pid}/task").iterdir() for p in (task / "children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert main([str(a) for a in train(out)[2:]]) == 0
+    return out
+
+
+def same(a: Path, b: Path) -> None:
+    """Two runs have the same losses and, of two parts, the same weights bit for bit."""
+    assert losses(a) == losses(b)
+    weights, others = Run(a).checkpoint().tensors("weights"), Run(b).checkpoint().tensors("weights")
+    assert all(torch.equal(v, others[k]) for k, v in weights.items())
+
+
+def test_one_is_killed_the_other_says_so_and_the_run_goes_on_alone_or_together(tmp_path: Path, unbroken: Path) -> None:
+    """SIGKILL in one of two processes; SIGTERM to the launcher after resuming; then one process ends the run, as if nothing had been."""
+    out = tmp_path / "r"
+    process = started(*train(out, "--train.save_every", 4, "--model.pause", 0.05))
+    wait_for(lambda: (out / "checkpoints" / "step-00000008").exists(), process)
+    victim = next(p for p in children(process.pid) if "RANK=1" in Path(f"/proc/{p}/environ").read_text().split("\0"))
+    os.kill(victim, signal.SIGKILL)
+    killed = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - killed < 15
+    (line,) = ours(err)
+    assert line.startswith("pixelkiln: training stopped: process 1 of 2 (on ")
+    assert line.endswith("died without a word (killed, or its machine failed); go on with --resume")
+    at = Run(out).checkpoint().step
+    assert 8 <= at < 40
+    process = started("-m", "pixelkiln", "train", f"{TOYS}:pair", "--resume", "--out", out)
+    wait_for(lambda: max(losses(out)) >= at + 3, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    (line,) = ours(err)
+    stopped = Run(out).checkpoint().step
+    assert line == f"pixelkiln: stopped at step {stopped} of 40, all saved; go on with --resume"
+    assert at < stopped < 40
+    assert max(losses(out)) == stopped, "both stopped at the same step, and nothing was done after it"
+    assert main(["train", f"{TOYS}:pair", "--resume", "--out", str(out), "--quiet"]) == 0
+    same(out, unbroken)
+
+
+def test_a_run_begun_alone_goes_on_in_two_but_not_in_three(tmp_path: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pixelkiln.engine import session
+
+    out, steps = tmp_path / "r", iter(range(100))
+    step = session.Trainer.step
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Trainer, "step", lambda self, k: os.kill(os.getpid(), signal.SIGTERM) or step(self, k) if next(steps) == 9 else step(self, k))
+        assert main([str(a) for a in train(out)[2:]]) == 143
+    assert Run(out).checkpoint().step == 10
+    go_on = ("-m", "pixelkiln", "train", f"{TOYS}:pair", "--resume", "--out", out, "--quiet")
+    status, lines, err = torchrun(*go_on, num=3)
+    assert lines == [f"pixelkiln: {out} was begun with 2 parts a step, which 3 processes cannot share: go on with 1, 2"]
+    assert status == 1, "torchrun's own"
+    assert err.count("exitcode  : 2") == 3, "ours"
+    assert Run(out).checkpoint().step == 10
+    status, lines, err = torchrun(*go_on)
+    assert (status, lines) == (0, []), err
+    same(out, unbroken)
+
+
+def test_a_mistake_in_one_process_ends_all_with_its_reason(tmp_path: Path) -> None:
+    status, lines, err = torchrun(*train(tmp_path / "r", "--model.wrong", "raise"))
+    assert status == 1
+    assert len(lines) == 1
+    assert "process 1 of 2" in lines[0]
+    assert "KeyError: 'a mistake in one process'" in lines[0]
+    assert err.count('raise KeyError("a mistake in one process")') == 1, "with its traceback, once"
+
+
+def test_three_processes_make_the_parts_a_multiple_and_sample_and_score_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "r"
+    status, lines, err = torchrun(*train(out, "--steps", 3), num=3)
+    assert (status, lines) == (0, []), err
+    facts = Run(out).read_recipe()
+    assert facts["stages"][0]["train"]["accumulate"] == 6, "the least multiple of 2 and 3"
+    assert facts["where"]["processes"] == 3
+    sample = ["sample", out, "-n", 10, "--batch", 3, "--seed", 4, "--precision", "fp32", "--recipe", f"{TOYS}:pair", "--quiet"]
+    assert main([str(a) for a in [*sample, "--out", tmp_path / "one.npz"]]) == 0
+    status, lines, err = torchrun("-m", "pixelkiln", *sample, "--out", tmp_path / "two.npz")
+    assert (status, lines) == (0, []), err
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        assert np.array_equal(one["images"], two["images"])
+    score = ["evaluate", out, "-n", 600, "--precision", "fp32", "--recipe", f"{TOYS}:pair", "--metrics", "fd,kd", "--quiet"]
+    assert main([str(a) for a in [*score, "--json", tmp_path / "one.json"]]) == 0
+    status, lines, err = torchrun("-m", "pixelkiln", *score, "--json", tmp_path / "two.json")
+    assert (status, lines) == (0, []), err
+    assert json.loads((tmp_path / "one.json").read_text()) == json.loads((tmp_path / "two.json").read_text())
+
+
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path: Path) -> None:
+    _, lines, err = torchrun("-m", "pixelkiln", "train", "ddmp", "--data", "digits", "--out", tmp_path / "r")
+    assert len(lines) == 1
+    assert "did you mean ddpm" in lines[0]
+    assert err.count("exitcode  : 2") == 2
