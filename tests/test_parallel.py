@@ -160,7 +160,7 @@ def test_one_is_killed_the_other_says_so_and_the_run_goes_on_alone_or_together(t
     os.kill(victim, signal.SIGKILL)
     killed = time.monotonic()
     _, err = process.communicate(timeout=60)
-    assert time.monotonic() - killed < 15
+    assert time.monotonic() - killed < 30, "seconds, not a collective's timeout (about 5 on a quiet machine)"
     (line,) = ours(err)
     assert line.startswith("pixelkiln: training stopped: process 1 of 2 (on ")
     assert line.endswith("died without a word (killed, or its machine failed); go on with --resume")
