@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
     log = Log(args.quiet)
     done = train(order, where, args.resume, log)
     trained = load(done.path, args.device, args.precision, recipe=args.recipe)
-    report = publish(trained, *data_of(trained))
+    try:
+        report = publish(trained, *data_of(trained))
+    except UserError as e:
+        raise UserError(f"{done.path} is trained and saved, but its report cannot be written ({e}); --resume writes it") from e
     log.say(f"run: {done.path}")
     print(f"report: {report}")
     return 0

@@ -31,6 +31,12 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
     log = log or Log()
     recipe = override(find(order.recipe)(order.size), order.changes)
     held = Run(order.out)
+    with held.hold(log.say):
+        return _train(order, recipe, held, where, resume, log)
+
+
+def _train(order: Order, recipe: Recipe, held: Run, where: Where, resume: bool, log: Log) -> Run:
+    """All stages, in a folder that no other training writes."""
     if held.recipe_file.exists() and resume and (name := held.read_recipe()["recipe"]) != order.recipe:
         raise UserError(f"{order.out} holds a run of {name!r}, not of {order.recipe!r}")
     if held.recipe_file.exists() and not resume:
@@ -39,7 +45,8 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
         raise UserError(f"{order.out} exists and is not a run folder: choose another --out")
     for stage in recipe.stages[:-1]:
         part = replace(order, out=order.out / "stages" / stage.name, budget=_share(order.budget, len(recipe.stages)))
-        _stage(part, recipe, stage, where, log, {})
+        with Run(part.out).hold(log.say):
+            _stage(part, recipe, stage, where, log, {})
     inner = {s.name: order.out / "stages" / s.name for s in recipe.stages[:-1]}
     return _stage(replace(order, budget=_share(order.budget, len(recipe.stages))), recipe, recipe.last, where, log, inner)
 
