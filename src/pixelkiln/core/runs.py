@@ -41,7 +41,7 @@ from .types import UserError
 __all__ = ["Checkpoint", "Run"]
 
 PARTS = ("recipe.json", "metrics.jsonl", "checkpoints", "samples", "stages", "evaluation.json", "report.html")
-ASIDE = (".recipe.json.*.tmp", ".metrics.jsonl.*.tmp", "samples/.step-*.tmp", "checkpoints/.step-*.tmp", "checkpoints/.old-*")  # of killed trainings
+ASIDE = (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp", "checkpoints/.old-*")  # what killed processes leave
 FACTS = {  # what recipe.json must hold, by dotted name; there may be more
     "recipe": str, "size": Literal["tiny", "small", "base"], "stage": str, "seed": int, "stages": tuple[Mapping[str, Any], ...], "total": int,
     "data.source": str, "data.digest": str, "data.shape": tuple[int, int, int], "data.classes": tuple[str, ...], "data.counts": tuple[int, ...],
@@ -112,8 +112,9 @@ class Run:
                 if unlocked:
                     say(f"note: {unlocked}: a second training of {self.path} would not be noticed")
                 self.refuse_links()
-                for left in [p for pattern in ASIDE for p in self.path.glob(pattern)]:
-                    shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+                for pattern in ASIDE:
+                    for left in self.path.glob(pattern):
+                        _remove(left)
                 yield
         finally:
             with contextlib.suppress(OSError):  # the first that is not empty ends it
@@ -167,7 +168,8 @@ class Run:
     def rewind(self, step: int) -> None:
         """Drop what was logged and sampled after the step from which training resumes."""
         kept = [r for r in self.records() if r["step"] <= step]
-        write_bytes(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        if self.metrics_file.exists():
+            write_bytes(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept).encode())
         for file in self.samples():
             if _number(file) > step:
                 file.unlink()
@@ -195,8 +197,11 @@ class Run:
             cause = e.__cause__ if isinstance(e, Unwritable) and isinstance(e.__cause__, OSError) else e
             raise Unwritable(final, cause, sum(t.nbytes for tensors in groups.values() for t in tensors.values())) from e
         older = [p for p in self.points() if _number(p) <= step]
-        for old in {*self.points()} - {*older[-keep:]} | {*folder.glob(".step-*.tmp"), *folder.glob(".old-*")}:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in {*self.points()} - {*older[-keep:]}:
+            with contextlib.suppress(OSError):  # it is whole or gone, as all that has this name
+                os.replace(old, folder / f".old-{old.name}")
+        for old in folder.glob(".old-*"):
+            _remove(old)
         return final
 
     def _stage(self, stage: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -252,6 +257,13 @@ class Run:
             why = f": {bad[0]}" if bad else "; nothing was saved yet"
             raise UserError(f"{self.path}: no usable checkpoint{why}")
         return found
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or a file as far as it can be."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> bool:
