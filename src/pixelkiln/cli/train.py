@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     if not where.team.first:
         return 0
     trained = Trained(*load_method(done.path, args.code or args.recipe), where.alone())
-    report = publish(trained, *data_of(trained, access=access(args)))
+    try:
+        report = publish(trained, *data_of(trained, access=access(args)))
+    except UserError as e:
+        raise UserError(f"{done.path} is trained and saved, but its report cannot be written ({e}); --resume writes it") from e
     log.say(f"run: {done.path}")
     print(f"report: {report}")
     return 0

@@ -134,11 +134,11 @@ def stages_to_json(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:
 
 def stages_from_json(recipe: Recipe, data: list[dict[str, Any]], where: str) -> Recipe:
     """The recipe with the stages' data replaced by what `stages_to_json` wrote."""
-    if [s.name for s in recipe.stages] != [d.get("name") for d in data]:
+    if [s.name for s in recipe.stages] != [d.get("name") for d in data] or any({"parents", *OPEN} - {*d} for d in data):
         raise UserError(f"{where}: its stages are not those of this recipe; was it made by another version?")
     hints = typing.get_type_hints(Stage)
     stages = []
     for stage, d in zip(recipe.stages, data, strict=True):
         kinds = {f.name: hints[f.name] for f in fields(Stage)} | {"model": type(stage.model)}
-        stages.append(replace(stage, parents=dict(d["parents"]), **{p: from_json(kinds[p], d[p], f"{where}: {p}") for p in OPEN}))
+        stages.append(replace(stage, parents=from_json(kinds["parents"], d["parents"], f"{where}: parents"), **{p: from_json(kinds[p], d[p], f"{where}: {p}") for p in OPEN}))
     return replace(recipe, stages=tuple(stages))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from .errors import UserError
@@ -39,13 +40,18 @@ def to_json(value: Any) -> Any:
 def from_json(kind: Any, data: Any, where: str = "config") -> Any:
     """The value of type `kind` that `to_json` turned into `data`; what does not fit is a UserError naming the field."""
     origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return data
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(data, Mapping):
-            raise UserError(f"{where}: expected an object, got {data!r}")
+            raise UserError(f"{where}: expected an object, got {_short(data)}")
         hints = typing.get_type_hints(kind)
         for name in data:
             if name not in hints:
                 raise UserError(f"{where}: unknown field {name!r}; {nearest(name, hints)}")
+        for f in fields(kind):
+            if f.name not in data and f.default is MISSING and f.default_factory is MISSING:
+                raise UserError(f"{where}: field {f.name!r} is missing")
         return kind(**{name: from_json(hints[name], v, f"{where}.{name}") for name, v in data.items()})
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:
@@ -53,20 +59,32 @@ def from_json(kind: Any, data: Any, where: str = "config") -> Any:
         return from_json(next(a for a in args if a is not type(None)), data, where)
     if origin is Literal:
         if data not in args:
-            raise UserError(f"{where}: {data!r} is not one of {', '.join(map(str, args))}")
+            raise UserError(f"{where}: {_short(data)} is not one of {', '.join(map(str, args))}")
         return data
     if origin is tuple:
         if not isinstance(data, (list, tuple)) or (args[-1] is not Ellipsis and len(data) != len(args)):
-            raise UserError(f"{where}: expected {'a list' if args[-1] is Ellipsis else f'{len(args)} values'}, got {data!r}")
+            raise UserError(f"{where}: expected {'a list' if args[-1] is Ellipsis else f'{len(args)} values'}, got {_short(data)}")
         kinds = [args[0]] * len(data) if args[-1] is Ellipsis else args
         return tuple(from_json(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, data, strict=True)))
     if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(data, Mapping):
+            raise UserError(f"{where}: expected an object, got {_short(data)}")
         return {k: from_json(args[1], v, f"{where}.{k}") for k, v in data.items()}
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+    if kind is float and isinstance(data, int) and not isinstance(data, bool) and _sane(data):
         return float(data)
-    if not isinstance(data, kind) or (kind in (int, float) and isinstance(data, bool)):
-        raise UserError(f"{where}: expected {kind.__name__}, got {data!r}")
+    if not isinstance(data, kind) or (kind in (int, float) and (isinstance(data, bool) or not _sane(data))):
+        raise UserError(f"{where}: expected {kind.__name__}, got {_short(data)}")
     return data
+
+
+def _sane(number: int | float) -> bool:
+    """Whether a number is finite and, if whole, has no more than 64 bits."""
+    return math.isfinite(number) if isinstance(number, float) else abs(number) < 2**63
+
+
+def _short(data: Any) -> str:
+    """A value in a message."""
+    return text if len(text := repr(data)) <= 80 else text[:77] + "..."
 
 
 def parse(kind: Any, text: str, where: str) -> Any:
@@ -95,9 +113,12 @@ def parse(kind: Any, text: str, where: str) -> Any:
     if kind is str:
         return text
     try:
-        return kind(text)
+        value = kind(text)
+        if not _sane(value):
+            raise ValueError
     except ValueError:
-        raise UserError(f"{where}: {text!r} is not {'a whole number' if kind is int else 'a number'}") from None
+        raise UserError(f"{where}: {_short(text)} is not {'a whole number' if kind is int else 'a number'}") from None
+    return value
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.files import cache_dir as default_cache
-from ..core.files import read_json, read_tensors, sha256, write_json, write_tensors
+from ..core.files import locked, read_json, read_tensors, sha256, write_json, write_tensors
 from ..core.images import from_uint8
 from ..core.rng import generator, permutation, seed_all
 from ..core.types import ImageShape, UserError
@@ -152,13 +152,15 @@ def extractor_for(
         net = Classifier(shape, num_classes, config.width)
         if not _restore(net, file):
             _writable(folder)
-            if file.exists():
-                say(f"{file} is damaged: training the feature extractor again")
-            images = torch.cat([conform(part, shape) for part in reference.parts(PART)])
-            labels = reference.labels.cpu() if labeled and reference.labels is not None else _clusters(images, num_classes, config.seed)
-            _train(net, images, labels, config, say)
-            facts = {"name": name, "data": reference.name, "digest": reference.digest(), "version": VERSION}
-            _keep(file, net.state_dict(), {**facts, **asdict(config)})
+            with locked(folder / ".lock", wait=True):  # two processes that want the same one train it once
+                if not _restore(net, file):
+                    if file.exists():
+                        say(f"{file} is damaged: training the feature extractor again")
+                    images = torch.cat([conform(part, shape) for part in reference.parts(PART)])
+                    labels = reference.labels.cpu() if labeled and reference.labels is not None else _clusters(images, num_classes, config.seed)
+                    _train(net, images, labels, config, say)
+                    facts = {"name": name, "data": reference.name, "digest": reference.digest(), "version": VERSION}
+                    _keep(file, net.state_dict(), {**facts, **asdict(config)})
     extractor = Extractor(name, net, shape, reference.classes if labeled else (), folder, sha256(file)[:8])
     if test is not None:
         extractor.accuracy = extractor.accuracy_on(test)

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.files import Unwritable
 from ..core.images import grid, save_png
 from ..core.protocols import Method
 from ..core.recipe import Stage
 from ..core.runs import Run
+from ..core.types import UserError
 from ..data import Feed, ImageSet
 from .log import Log
 from .loop import Diverged, Trainer, plain
@@ -47,14 +49,18 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
     done, spent = 0, 0.0
     state = team.agree(lambda: None if point is None else dict(point.state))
     if state is not None:
-        trainer.restore(lambda group: team.spread({} if point is None else point.tensors(group)), state["seen"])
-        done, spent = int(state["step"]), float(state["seconds"])
+        try:
+            trainer.restore(lambda group: team.spread({} if point is None else point.tensors(group)), state["seen"])
+            done, spent = int(state["step"]), float(state["seconds"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            where_from = "the checkpoint" if point is None else point.path
+            raise UserError(f"{where_from} does not fit its recipe ({' '.join(str(e).split())[:160]}); was it made by another version?") from e
         if team.first:
             run.rewind(done)
         log.say(f"going on from step {done} of {total}" if done < total else f"{run.path} is complete: {total} steps")
         if done >= total:
             return
-    elif team.first and run.records():
+    elif team.first and (run.metrics_file.exists() or run.samples()):
         run.rewind(-1)
     session = Session(run, trainer, method, total, spent, where, feed)
     try:
@@ -115,7 +121,7 @@ class Session:
                     meter.at(step, numbers | {"idle": idle})
                     last, logged, waited = step, now, self.feed.waited
                 if step % sample_every == 0 or end:
-                    self.draw(step)
+                    self.draw(step, log)
                     logged += time.perf_counter() - now
                 stop, due = team.most(caught[0] if caught else 0, int(now - saved > 60 * MINUTES))
                 if stop or end or (save_every and step % save_every == 0) or due:
@@ -124,7 +130,7 @@ class Session:
                 if stop and not end:
                     raise Interrupted(f"stopped at step {step} of {self.total}, all saved; go on with --resume", stop)
         if self.total == 0 or done == self.total:
-            self.draw(0)
+            self.draw(0, log)
             self.save(0)
 
     def seconds(self) -> float:
@@ -141,12 +147,16 @@ class Session:
             self.run.save(step, groups, {"seen": self.trainer.seen(), "seconds": round(self.seconds(), 3)})
         team.wait()
 
-    def draw(self, step: int) -> None:
-        """The same seeds once more (nothing for a method that needs a source image)."""
+    def draw(self, step: int, log: Log) -> None:
+        """The same seeds once more (nothing for a method that needs a source image). A grid that cannot be written ends no training."""
+        self.trainer.check()
         with self.trainer.sampling():
             images = preview(self.method, 64, self.where)
         if images is not None and self.where.team.first:
-            save_png(self.run.path / "samples" / f"step-{step:08d}.png", grid(images, None))
+            try:
+                save_png(self.run.path / "samples" / f"step-{step:08d}.png", grid(images, None))
+            except Unwritable as e:
+                log.say(f"note: no grid of step {step}: {e}")
 
 
 @contextlib.contextmanager

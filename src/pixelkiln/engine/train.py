@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +37,30 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
     """
     log = (log or Log()) if where.team.first else Log(quiet=True)
     recipe = override(find(order.recipe)(order.size), order.changes)
-    where.team.agree(lambda: _check_folder(order, resume))
-    for stage in recipe.stages[:-1]:
-        part = replace(order, out=order.out / "stages" / stage.name, budget=_share(order.budget, len(recipe.stages)))
-        _stage(part, recipe, stage, where, log, {}, access)
-    inner = {s.name: order.out / "stages" / s.name for s in recipe.stages[:-1]}
-    return _stage(replace(order, budget=_share(order.budget, len(recipe.stages))), recipe, recipe.last, where, log, inner, access)
+    with ExitStack() as held:
+        where.team.agree(lambda: _take_folder(order, resume, held, log))
+        for stage in recipe.stages[:-1]:
+            part = replace(order, out=order.out / "stages" / stage.name, budget=_share(order.budget, len(recipe.stages)))
+            where.team.agree(partial(_hold, part.out, held, log))
+            _stage(part, recipe, stage, where, log, {}, access)
+        inner = {s.name: order.out / "stages" / s.name for s in recipe.stages[:-1]}
+        return _stage(replace(order, budget=_share(order.budget, len(recipe.stages))), recipe, recipe.last, where, log, inner, access)
 
 
-def _check_folder(order: Order, resume: bool) -> None:
-    """Refuse a folder that holds something else than what is asked for."""
-    held = Run(order.out)
-    if held.recipe_file.exists() and resume and (name := held.read_recipe()["recipe"]) != order.recipe:
+def _hold(folder: Path, held: ExitStack, log: Log) -> None:
+    """Keep other trainings out of a run folder until `held` is closed."""
+    held.enter_context(Run(folder).hold(log.say))
+
+
+def _take_folder(order: Order, resume: bool, held: ExitStack, log: Log) -> None:
+    """Hold the run's folder; refuse one that holds something else than what is asked for."""
+    _hold(order.out, held, log)
+    run = Run(order.out)
+    if run.recipe_file.exists() and resume and (name := run.read_recipe()["recipe"]) != order.recipe:
         raise UserError(f"{order.out} holds a run of {name!r}, not of {order.recipe!r}")
-    if held.recipe_file.exists() and not resume:
+    if run.recipe_file.exists() and not resume:
         raise UserError(f"{order.out} already holds a run: add --resume to go on with it, or choose another --out")
-    if not held.recipe_file.exists() and order.out.exists() and any(p.name != "stages" and not p.name.startswith(".") for p in order.out.iterdir()):
+    if not run.recipe_file.exists() and any(p.name != "stages" and not p.name.startswith(".") for p in order.out.iterdir()):
         raise UserError(f"{order.out} exists and is not a run folder: choose another --out")
 
 

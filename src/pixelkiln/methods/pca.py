@@ -54,7 +54,8 @@ class Gaussian(nn.Module):
     def __init__(self, dims: int, components: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dims, dtype=torch.float64))
-        self.register_buffer("axes", torch.eye(dims, components, dtype=torch.float64))
+        self.register_buffer("axes", torch.zeros(dims, components, dtype=torch.float64))
+        self.axes.fill_diagonal_(1)
         self.register_buffer("variances", torch.ones(components, dtype=torch.float64))
         self.register_buffer("noise", torch.ones((), dtype=torch.float64))
 
