@@ -21,7 +21,7 @@ from pixelkiln.metrics import (
     mmd2,
     neighborhood_scores,
 )
-from pixelkiln.metrics.neighbors import distances
+from pixelkiln.metrics.neighbors import nearest, radii
 
 
 def normal(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -293,8 +293,9 @@ def test_repeated_samples_hold_each_other() -> None:
 
 def test_equal_features_are_at_distance_zero_far_from_the_origin() -> None:
     x = (1000 + normal(50, 64, 35)).float()
-    assert (distances(x, x).diagonal() == 0).all()
-    assert torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").diagonal().max() > 0.01  # why that form is not used
+    assert (nearest(x, x)[0] == 0).all()
+    np.testing.assert_allclose(radii(x, 1), torch.cdist(x.double(), x.double()).fill_diagonal_(9e9).min(1).values, rtol=1e-6)
+    assert torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").diagonal().max() > 0.01  # why that form is not used in float32
 
 
 def test_neighborhoods_need_more_than_k() -> None:

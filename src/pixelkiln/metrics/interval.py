@@ -42,11 +42,11 @@ def bootstrap(score: Callable[..., float], *features: Tensor, num: int = 100, se
         raise ValueError(f"an interval needs at least 4 samples a set, and there are {[len(x) for x in features]}")
     if num < 2 or not 0 < level < 1:
         raise ValueError(f"an interval needs num >= 2 and a level between 0 and 1, not {num} and {level}")
-    found: list[float] = []
-    for i in range((num + 1) // 2):
-        halves = [permutation(len(x), seed, "bootstrap", i, j).chunk(2) for j, x in enumerate(features)]
-        found += [score(*(x[half[k]] for x, half in zip(features, halves))) for k in (0, 1)]
-    value, scores = score(*features), torch.tensor(found[:num], dtype=torch.float64)
+    found = []
+    for i in range(num):
+        halves = [permutation(len(x), seed, "bootstrap", i // 2, j).chunk(2)[i % 2] for j, x in enumerate(features)]
+        found.append(score(*(x[half] for x, half in zip(features, halves))))
+    value, scores = score(*features), torch.tensor(found, dtype=torch.float64)
     tail = (1 - level) / 2
     low, high = (float(2 * value - torch.quantile(scores, q)) for q in (1 - tail, tail))
     return Interval(value, 2 * value - float(scores.mean()), low, high, float(scores.std()), level, num)

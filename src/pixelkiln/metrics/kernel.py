@@ -40,7 +40,13 @@ def rbf(sigma: float = 10.0) -> Kernel:
     """
     if not sigma > 0:
         raise ValueError(f"the width of a kernel is positive, and sigma is {sigma}")
-    return lambda x, y: torch.exp(torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square() / (-2 * sigma**2))
+
+
+    def kernel(x: Tensor, y: Tensor) -> Tensor:
+        square = x.square().sum(1)[:, None] - 2 * x @ y.T + y.square().sum(1)
+        return torch.exp(square.clamp(min=0) / (-2 * sigma**2))
+
+    return kernel
 
 
 def _total(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:

@@ -47,7 +47,7 @@ def nearest_ratio(*, train: Tensor, test: Tensor, fake: Tensor) -> Closeness:
     Both are needed: a model that copies one image in ten has the ratio 1. ratio is inf or NaN where the test images are copies themselves.
     """
     train, test, fake = vectors("a nearest-neighbor ratio", 1, train=train, test=test, fake=fake)
-    of_test, of_fake = nearest(test, train)[0].double(), nearest(fake, train)[0].double()
+    of_test, of_fake = nearest(test, train)[0], nearest(fake, train)[0]
     close = (of_fake < torch.quantile(of_test, 0.05)) | (of_fake == 0)
     return Closeness(float(torch.quantile(of_fake, 0.5) / torch.quantile(of_test, 0.5)), float(close.double().mean()))
 

@@ -13,7 +13,9 @@ from .checks import vectors
 __all__ = ["K", "Neighborhoods", "nearest", "neighborhood_scores"]
 
 K = 5
-BLOCK = 2**24  # distances in memory at a time: 64 MiB in float32
+BLOCK = 2**21  # squared distances in memory at a time: 16 MiB, which the cache may hold
+ROUNDING = 1e-12  # of a matrix product in float64, relative to the squared lengths
+SLACK = 1 + 1e-9  # a ball holds the neighbor that it is drawn through, whatever the order of the sums
 
 
 @dataclass(frozen=True)
@@ -26,35 +28,36 @@ class Neighborhoods:
     coverage: float
 
 
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances (n, m), exactly 0 between equal vectors (the matrix-product form is not)."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+def blocks(x: Tensor, y: Tensor, block: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the squared distances of x (n, d) to y (m, d): a slice of x and its (c, m) float64, with c m <= block (one row at least).
 
-
-def blocks(x: Tensor, y: Tensor, block: int) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the distances of x (n, d) to y (m, d): a slice of x and its (c, m), with c m <= block (one row at least)."""
-    step = max(1, block // max(1, len(y)))
+    |x - y|^2 = |x|^2 - 2 x . y + |y|^2, ten times as fast as differences, after both are centered and in float64: as accurate as
+    differences in float32, and what drowns in rounding, as between equal vectors, is exactly 0.
+    """
+    center = y.double().mean(0)
+    x, y = x.double() - center, y.double() - center
+    xx, yy = x.square().sum(1, keepdim=True), y.square().sum(1)
+    step = max(1, block // len(y))
     for start in range(0, len(x), step):
         rows = slice(start, min(start + step, len(x)))
-        yield rows, distances(x[rows], y)
+        d = torch.addmm(yy[None], x[rows], y.T, alpha=-2).add_(xx[rows])
+        yield rows, d.masked_fill_(d <= ROUNDING * (xx[rows] + yy.max()), 0)
 
 
 def radii(x: Tensor, k: int, block: int = BLOCK) -> Tensor:
-    """Distance of each x_i to its k-th nearest other member of x (n, d) -> (n,); inf where there are not k others."""
-    if len(x) <= k:
-        return torch.full((len(x),), torch.inf, dtype=x.dtype)
+    """Distance of each x_i to its k-th nearest other member of x (n, d), n > k -> (n,) float64."""
     found = []
     for rows, d in blocks(x, x, block):
         here = torch.arange(len(d))
         d[here, rows.start + here] = torch.inf  # not itself
         found.append(d.topk(k, dim=1, largest=False).values[:, -1])
-    return torch.cat(found)
+    return torch.cat(found).sqrt()
 
 
 def nearest(queries: Tensor, pool: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """Euclidean distance (N,) and row (N,) in `pool` (M, d) of the nearest neighbor of each of `queries` (N, d); the first of equals."""
+    """Euclidean distance (N,) float64 and row (N,) in `pool` (M, d) of the nearest neighbor of each of `queries` (N, d); 0 for a copy."""
     found = [d.min(1) for _, d in blocks(queries, pool, block)]
-    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+    return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
 
 
 def neighborhood_scores(*, real: Tensor, fake: Tensor, k: int = K, block: int = BLOCK) -> Neighborhoods:
@@ -64,13 +67,13 @@ def neighborhood_scores(*, real: Tensor, fake: Tensor, k: int = K, block: int = 
     density = sum_ij [fake_j in B(real_i)] / (k M)    coverage = share of B(real_i) that hold any fake    (Naeem et al., 2020, section 3)
 
     Balls are closed, so that repeated images, whose radius is 0, still hold each other. At most `block` distances are in memory at a
-    time, in float32 or better: N and M are limited by time only. Both sets need more than k members (ValueError); precision is about
+    time: N and M are limited by time only. Both sets need more than k members (ValueError); precision is about
     fidelity and falls with bad samples, recall is about variety and falls with missing modes.
     """
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"neighborhoods of k = {k} need more than {k} features on each side, and there are {len(real)} and {len(fake)}")
     real, fake = vectors("a neighborhood", k + 1, real=real, fake=fake)
-    r_real, r_fake = radii(real, k, block), radii(fake, k, block)
+    r_real, r_fake = (radii(x, k, block).square() * SLACK for x in (real, fake))
     balls = torch.zeros(len(fake), dtype=torch.int64)  # real balls that hold fake_j
     recalled, covered = 0, 0
     for rows, d in blocks(real, fake, block):  # (c, M)
