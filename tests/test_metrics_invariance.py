@@ -169,11 +169,11 @@ def test_features_in_other_precisions_and_with_gradients_are_fine(name: str) -> 
     assert coarse == pytest.approx(exact, rel=0.1, abs=0.05)
 
 
-STREAMS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor, int], Any], Callable[[Any], Any]]] = {
-    "Moments": (lambda: Moments(6), lambda m, x, first: m.update(x), lambda m: frechet_distance(REAL, m)),
-    "Vendi": (lambda: Vendi(6), lambda m, x, first: m.update(x), lambda m: m.score),
-    "Modes": (lambda: Modes(6), lambda m, x, first: m.update(x.argmax(1)), lambda m: m.counts.tolist()),
-    "InceptionScore": (lambda: InceptionScore(6, 7), lambda m, x, first: m.update(classes(x), first), lambda m: m.score),
+STREAMS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor, Tensor], Any], Callable[[Any], Any]]] = {
+    "Moments": (lambda: Moments(6), lambda m, x, numbers: m.update(x), lambda m: frechet_distance(REAL, m)),
+    "Vendi": (lambda: Vendi(6), lambda m, x, numbers: m.update(x), lambda m: m.score),
+    "Modes": (lambda: Modes(6), lambda m, x, numbers: m.update(x.argmax(1)), lambda m: m.counts.tolist()),
+    "InceptionScore": (lambda: InceptionScore(6, 7), lambda m, x, numbers: m.update(classes(x), numbers), lambda m: m.score),
 }
 
 
@@ -181,20 +181,19 @@ STREAMS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor, int], Any], C
 def test_streams_do_not_depend_on_batches_or_workers(name: str) -> None:
     """One process in one batch, in many, and five workers with interleaved or contiguous shares, merged in any order."""
     make, add, read = STREAMS[name]
-    whole = numbers(read(add(make(), FAKE, 0)))
+    every = torch.arange(len(FAKE))
+    whole = numbers(read(add(make(), FAKE, every)))
     for size in (1, 7, 64, 219):
         stream = make()
         for start in range(0, len(FAKE), size):
-            add(stream, FAKE[start : start + size], start)
+            add(stream, FAKE[start : start + size], every[start : start + size])
         assert numbers(read(stream)) == pytest.approx(whole, rel=1e-9)
-    shares = list(torch.arange(len(FAKE)).split([0, 50, 1, 100, 69]))
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
+    contiguous, strided = every.split([0, 50, 1, 100, 69]), [every[w::5] for w in range(5)]
+    for shares, order in ((contiguous, [0, 1, 2, 3, 4]), (contiguous, [4, 2, 0, 3, 1]), (strided, [4, 2, 0, 3, 1])):
         total = make()
         for w in order:
             worker = make()
-            if len(shares[w]):
-                add(worker, FAKE[shares[w]], int(shares[w][0]))
-            total.merge(worker)
+            total.merge(add(worker, FAKE[shares[w]], shares[w]))
         assert numbers(read(total)) == pytest.approx(whole, rel=1e-9)
 
 
@@ -205,10 +204,10 @@ def test_streams_take_constant_memory(name: str) -> None:
     def size(stream: Any) -> int:
         return sum(v.numel() for v in vars(stream).values() if isinstance(v, Tensor))
 
-    stream = add(make(), FAKE, 0)
+    stream = add(make(), FAKE, torch.arange(len(FAKE)))
     before = size(stream)
     for i in range(1, 4):
-        add(stream, FAKE, i * len(FAKE))
+        add(stream, FAKE, torch.arange(i * len(FAKE), (i + 1) * len(FAKE)))
     assert size(stream) == before < FAKE.numel()
 
 

@@ -27,36 +27,32 @@ class InceptionScore:
         self.total = torch.zeros(num_splits, num_classes, dtype=torch.float64)  # sum of p(y|x)
         self.negentropy = torch.zeros(num_splits, dtype=torch.float64)  # sum of sum_y p log p
 
-    def update(self, probabilities: Tensor, first: int | None = None) -> InceptionScore:
-        """Add p(y|x) (B, C) of samples number first, first + 1, ... (None: those after the last); rows that sum to 1 (ValueError)."""
+    def update(self, probabilities: Tensor, numbers: Tensor | None = None) -> InceptionScore:
+        """Add p(y|x) (B, C), rows that sum to 1 (ValueError), of the samples `numbers` (B,); None: those after the last."""
         p = probabilities.detach().to("cpu", torch.float64)
         if p.ndim != 2 or p.shape[1] != self.total.shape[1]:
             raise ValueError(f"expected probabilities (B, {self.total.shape[1]}), got {tuple(p.shape)}")
         if not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3) if len(p) else False:
             raise ValueError("probabilities are non-negative and sum to 1 a row: apply softmax to logits first")
-        start = self.seen if first is None else first
-        number = torch.arange(start, start + len(p))
-        splits = self._splits(number)
+        splits = self._splits(torch.arange(self.seen, self.seen + len(p)) if numbers is None else numbers.cpu())
         self.n.index_add_(0, splits, torch.ones_like(splits, dtype=torch.float64))
         self.total.index_add_(0, splits, p)
         self.negentropy.index_add_(0, splits, torch.special.xlogy(p, p).sum(1))
-        self.seen = start + len(p)
+        self.seen += len(p)
         return self
 
-    def _splits(self, number: Tensor) -> Tensor:
+    def _splits(self, numbers: Tensor) -> Tensor:
         """Split of each sample, int64 (B,)."""
-        if self.num_splits == 1 or not len(number):
-            return torch.zeros_like(number)
-        blocks = range(int(number[0]) // self.num_splits, int(number[-1]) // self.num_splits + 1)
-        table = torch.stack([permutation(self.num_splits, self.seed, "inception score", b) for b in blocks])  # (blocks, S)
-        return table[number // self.num_splits - blocks[0], number % self.num_splits]
+        blocks, inverse = (numbers // self.num_splits).unique(return_inverse=True)
+        orders = [permutation(self.num_splits, self.seed, "inception score", b) for b in blocks.tolist()]
+        return torch.stack(orders)[inverse, numbers % self.num_splits] if orders else numbers
 
     def merge(self, other: InceptionScore) -> InceptionScore:
         """Add the sums of other samples (of another worker, say), whose numbers must differ from these; ValueError for another protocol."""
         if (self.num_splits, self.seed, self.total.shape) != (other.num_splits, other.seed, other.total.shape):
             raise ValueError("only Inception Scores of the same classes, splits and seed can be merged")
         self.n, self.total, self.negentropy = self.n + other.n, self.total + other.total, self.negentropy + other.negentropy
-        self.seen = max(self.seen, other.seen)
+        self.seen += other.seen
         return self
 
     @property
