@@ -29,8 +29,7 @@ def authenticity(*, train: Tensor, fake: Tensor) -> float:
 
     AuthPct = mean_j [ d(fake_j, t) > min_{t' != t} d(t, t') ],   t = training image nearest to fake_j     (Alaa et al., 2022, arXiv 2102.08921)
 
-    Unseen real images score about 0.5 to 0.8, depending on the density of the training set: compare with them. Blurred or off-manifold
-    samples are "authentic". ValueError for fewer than two training images.
+    Unseen real images score about a half: compare with them. Blurred, noisy or otherwise strange samples are "authentic". ValueError for fewer than two training images.
     """
     train, fake = vectors("authenticity", 1, train=train, fake=fake)
     if len(train) < 2:
