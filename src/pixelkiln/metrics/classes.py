@@ -32,7 +32,7 @@ class InceptionScore:
         p = probabilities.detach().to("cpu", torch.float64)
         if p.ndim != 2 or p.shape[1] != self.total.shape[1]:
             raise ValueError(f"expected probabilities (B, {self.total.shape[1]}), got {tuple(p.shape)}")
-        if not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3) if len(p) else False:
+        if len(p) and not (p.min() >= 0 and (p.sum(1) - 1).abs().max() < 1e-3):
             raise ValueError("probabilities are non-negative and sum to 1 a row: apply softmax to logits first")
         splits = self._splits(torch.arange(self.seen, self.seen + len(p)) if numbers is None else numbers.cpu())
         self.n.index_add_(0, splits, torch.ones_like(splits, dtype=torch.float64))
