@@ -18,10 +18,10 @@ from pixelkiln.metrics import (
     accuracy,
     frechet_distance,
     kernel_distance,
+    mmd2,
     neighborhood_scores,
-    polynomial_mmd2,
 )
-from pixelkiln.metrics.neighbors import distances
+from pixelkiln.metrics.neighbors import nearest, radii
 
 
 def normal(n: int, d: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -169,7 +169,7 @@ def test_mmd_against_brute_force() -> None:
     xx = np.mean([k(x[i], x[j]) for i in range(9) for j in range(9) if i != j])
     yy = np.mean([k(y[i], y[j]) for i in range(7) for j in range(7) if i != j])
     xy = np.mean([k(a, b) for a in x for b in y])
-    assert float(polynomial_mmd2(x, y)) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
+    assert float(mmd2(x, y)) == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`:UserWarning")
@@ -178,7 +178,7 @@ def test_kernel_distance_agrees_with_torchmetrics() -> None:
 
     x, y = normal(400, 8, 20), 1.3 * normal(400, 8, 21) + 0.2
     exact = poly_mmd(x, y, 3, None, 1.0)
-    assert float(polynomial_mmd2(x, y)) == pytest.approx(float(exact), rel=1e-9)
+    assert float(mmd2(x, y)) == pytest.approx(float(exact), rel=1e-9)
     theirs = KernelInceptionDistance(feature=nn.Identity(), subsets=50, subset_size=100)
     theirs.update(x, real=True)
     theirs.update(y, real=False)
@@ -242,8 +242,8 @@ def brute(real: Tensor, fake: Tensor, k: int) -> tuple[float, float, float, floa
 @pytest.mark.parametrize(("n", "m", "k"), [(30, 20, 5), (20, 30, 3), (6, 6, 5), (12, 40, 1)])
 def test_neighborhoods_against_brute_force(n: int, m: int, k: int) -> None:
     real, fake = normal(n, 3, 26), 0.7 * normal(m, 3, 27) + 0.4
-    for chunk in (1, 7, 1024):
-        found = neighborhood_scores(real=real, fake=fake, k=k, chunk=chunk)
+    for block in (1, 150, 2**24):
+        found = neighborhood_scores(real=real, fake=fake, k=k, block=block)
         assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(brute(real, fake, k), abs=1e-9)
 
 
@@ -293,8 +293,9 @@ def test_repeated_samples_hold_each_other() -> None:
 
 def test_equal_features_are_at_distance_zero_far_from_the_origin() -> None:
     x = (1000 + normal(50, 64, 35)).float()
-    assert (distances(x, x).diagonal() == 0).all()
-    assert torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").diagonal().max() > 0.01  # why that form is not used
+    assert (nearest(x, x)[0] == 0).all()
+    np.testing.assert_allclose(radii(x, 1), torch.cdist(x.double(), x.double()).fill_diagonal_(9e9).min(1).values, rtol=1e-6)
+    assert torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").diagonal().max() > 0.01  # why that form is not used in float32
 
 
 def test_neighborhoods_need_more_than_k() -> None:

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from .gaussian import Moments, frechet_distance
-from .kernel import KernelDistance, kernel_distance, polynomial_mmd2
+from .classes import InceptionScore, Modes, inception_score
+from .diversity import Vendi, vendi_score
+from .extrapolate import Curve, frechet_infinity, n_curve
+from .gaussian import Moments, frechet_distance, frechet_error
+from .interval import Interval, bootstrap
+from .kernel import KernelDistance, kernel_distance, mmd2, polynomial, rbf
+from .memorization import Closeness, authenticity, copying, nearest_ratio
 from .neighbors import K, Neighborhoods, neighborhood_scores
-from .result import Report, Result, accuracy
+from .pairs import ms_ssim, psnr, ssim
+from .perceptual import path_length, perceptual_distance
+from .result import Estimate, Report, Result, accuracy
+from .sliced import SlicedDistance, sliced_distance
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (K is a constant)
     "K",
+    "Closeness",
+    "Curve",
+    "Estimate",
+    "InceptionScore",
+    "Interval",
     "KernelDistance",
+    "Modes",
     "Moments",
     "Neighborhoods",
     "Report",
     "Result",
+    "SlicedDistance",
+    "Vendi",
     "accuracy",
+    "authenticity",
+    "bootstrap",
+    "copying",
     "frechet_distance",
+    "frechet_error",
+    "frechet_infinity",
+    "inception_score",
     "kernel_distance",
+    "mmd2",
+    "ms_ssim",
+    "n_curve",
+    "nearest_ratio",
     "neighborhood_scores",
-    "polynomial_mmd2",
+    "path_length",
+    "perceptual_distance",
+    "polynomial",
+    "psnr",
+    "rbf",
+    "sliced_distance",
+    "ssim",
+    "vendi_score",
 ]

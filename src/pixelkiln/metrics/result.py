@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-__all__ = ["Report", "Result", "accuracy"]
+__all__ = ["Estimate", "Report", "Result", "accuracy"]
 
 Better = Literal["lower", "higher"]
 
@@ -18,6 +18,15 @@ def accuracy(*, predicted: Tensor, labels: Tensor) -> float:
     if predicted.shape != labels.shape or not len(labels):
         raise ValueError(f"accuracy needs one prediction a label, and there are {tuple(predicted.shape)} and {tuple(labels.shape)}")
     return float((predicted == labels).double().mean())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, one standard error (None: it has none), and the number of parts that gave them (splits, points, paths)."""
+
+    value: float
+    error: float | None
+    num: int
 
 
 @dataclass(frozen=True)
