@@ -236,7 +236,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 def curves(out: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in Run(out).records()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s", "idle")} for r in Run(out).records()]
 
 
 @pytest.fixture(scope="module")

@@ -163,7 +163,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unsupported": (files("a.png", "b.tiff"), r"b\.tiff: tiff is not supported"),
     "mixed": (files("a.png", "cat/b.png"), r"a\.png lies beside class folders"),
     "mixed splits": (files("train/cat/a.png", "test/b.png"), r"has no label but others do"),
-    "archive": (bare("x.tar"), r"holds archives, which are not supported yet"),
+    "archive": (bare("x.tar"), r"x\.tar cannot be read as \.tar"),
     "sizes": (lambda root: [put(root / "a.png"), put(root / "b.png", size=(5, 4))], r"b\.png is 5x4: pass --data\.resolution"),
     "missing file": (
         wrong_metadata(BOTH % ("", "") + '{"file_name": "c.png"}'),
@@ -208,7 +208,7 @@ def test_too_few_to_hold_out(tmp_path: Path) -> None:
     [
         ("nowhere/at/all", "nowhere/at/all does not exist: give a path, or one of digits, shapes"),
         ("digit", "did you mean 'digits'"),
-        ("hf:ylecun/mnist", "not supported yet: download it and give the folder"),
+        ("hf:mnist", "is not hf:owner/name"),
     ],
 )
 def test_sources_that_are_not_there(src: str, message: str) -> None:
@@ -219,9 +219,10 @@ def test_sources_that_are_not_there(src: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.tar.gz", "archives are not supported yet"),
-        ("x.ZIP", "archives are not supported yet"),
-        ("x.png", "neither .npz nor .parquet"),
+        ("x.tar.gz", "cannot be read as .tar"),
+        ("x.ZIP", "cannot be read as .zip"),
+        ("x.7z", "of archives, .zip, .tar and .tar.gz are read"),
+        ("x.png", "neither .npz nor .parquet nor an archive"),
         ("train-images-idx3-ubyte.gz", "give the folder"),
         ("metadata.jsonl", "give the folder"),
     ],

@@ -18,7 +18,7 @@ from PIL import Image
 from conftest import shared_data
 from pixelkiln.core.recipe import DataConfig
 from pixelkiln.core.types import UserError
-from pixelkiln.data import open_source, parquet, write_npz
+from pixelkiln.data import listing, open_source, write_npz
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (20, 5, 4), dtype=np.uint8)
@@ -257,7 +257,7 @@ def test_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(test.images[17].permute(1, 2, 0).numpy(), np.asarray(Image.open(io.BytesIO(row["img"]["bytes"]))))
     assert test.labels[17] == row["label"]
     assert test.classes[0] == "airplane"
-    monkeypatch.setattr(parquet, "decode_all", lambda items, config: torch.zeros((len(items), 3, 1, 1), dtype=torch.uint8))
+    monkeypatch.setattr(listing, "decode_all", lambda items, config, failed: torch.zeros((len(items), 3, 1, 1), dtype=torch.uint8))
     train = open_source(path)
     assert torch.bincount(train.labels).tolist() == [5000] * 10
     assert train.classes == test.classes

@@ -14,7 +14,7 @@ from ..engine.log import Log
 from ..engine.measure import measure, measure_images
 from ..engine.sample import load
 from ..metrics.result import Report
-from .options import add_machine, parents, whole
+from .options import access, add_access, add_machine, parents, whole
 from .sample import add_knobs, knobs
 
 __all__ = ["add", "run"]
@@ -31,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores with their protocol here, too")
     parser.add_argument("--iw", type=whole, default=100, metavar="K", help="importance samples for a likelihood that is a bound")
     add_knobs(parser)
+    add_access(parser)
     add_machine(parser)
 
 
@@ -51,9 +52,9 @@ def run(args: argparse.Namespace) -> int:
     names = args.metrics.split(",") if args.metrics else None
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent))
-        found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, **knobs(args))
+        found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, access(args), **knobs(args))
     elif args.data:
-        found = measure_images(path, args.data, args.seed, names, log)
+        found = measure_images(path, args.data, args.seed, names, log, access(args))
     else:
         raise UserError("against which real images? add --data SRC")
     Console().print(table(found.report))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from ..core.config import nearest
 from ..core.types import UserError
 
-__all__ = ["Parser", "add_machine", "parents", "seconds", "whole"]
+if TYPE_CHECKING:
+    from ..engine.access import Access
+
+__all__ = ["Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +62,21 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="say nothing but results and errors")
 
 
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """How the images are reached."""
+    group = parser.add_argument_group("how the images are reached (never part of the recipe)")
+    group.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be decoded, and say which")
+    group.add_argument("--memory", type=size, metavar="SIZE", help="decoded images beyond this are streamed (4G, 500M; default: half of what is free)")
+    group.add_argument("--workers", type=count, metavar="N", help="processes that decode what is streamed (default: one less than cores; 0: none)")
+
+
+def access(args: argparse.Namespace) -> Access:
+    """What `add_access` read."""
+    from ..engine.access import Access
+
+    return Access(args.skip_bad, args.memory, args.workers)
+
+
 def seconds(text: str) -> float:
     """'90s', '10m', '1.5h', '2d' or plain seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
@@ -73,6 +91,21 @@ def whole(text: str) -> int:
     if not found or int(found[1]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(found[1]) * {"": 1, "k": 1000, "K": 1000, "M": 1_000_000}[found[2]]
+
+
+def count(text: str) -> int:
+    """A whole number, 0 included."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Bytes: 4G, 500M, 64K (powers of 1024) or a plain number."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 4G or 500M")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
 def parents(pairs: list[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from ..engine.publish import data_of, publish
 from ..engine.sample import load
 from ..engine.train import Budget, Order, train
 from ..engine.where import Where
-from .options import add_machine, parents, seconds, whole
+from .options import access, add_access, add_machine, parents, seconds, whole
 
 __all__ = ["add", "add_recipe", "run"]
 
@@ -24,7 +24,7 @@ __all__ = ["add", "add_recipe", "run"]
 def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of `train` that every recipe has."""
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a name from 'pixelkiln list', or my_file.py:my_recipe")
-    parser.add_argument("--data", metavar="SRC", help="digits, shapes, or a path: IDX folder, image folder, Parquet, .npz")
+    parser.add_argument("--data", metavar="SRC", help="digits, shapes, hf:owner/name, or a path: IDX folder, image folder, Parquet, .zip, .tar, .npz")
     parser.add_argument("--out", metavar="RUN", type=Path, required=True, help="the run folder to make")
     parser.add_argument("--size", default="small", choices=("tiny", "small", "base"), help="how large the recipe's networks are")
     length = parser.add_mutually_exclusive_group()
@@ -35,6 +35,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, exactly as it would have gone on")
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="the trained run that this recipe builds on")
     parser.add_argument("--compile", action="store_true", help="compile the networks (torch.compile)")
+    add_access(parser)
     add_machine(parser)
 
 
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
     order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command)
     where = Where.choose(args.device, args.precision, args.compile)
     log = Log(args.quiet)
-    done = train(order, where, args.resume, log)
+    done = train(order, where, args.resume, log, access(args))
     trained = load(done.path, args.device, args.precision, recipe=args.recipe)
-    report = publish(trained, *data_of(trained))
+    report = publish(trained, *data_of(trained, access=access(args)))
     log.say(f"run: {done.path}")
     print(f"report: {report}")
     return 0

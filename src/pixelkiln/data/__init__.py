@@ -1,4 +1,4 @@
-"""Data: sources of images (embedded, IDX, folders, Parquet, npz) as one uint8 tensor, and batches as a function of their number."""
+"""Data: sources of images (embedded, IDX, folders, archives, Parquet, the Hub, npz) as one set, and batches as a function of their number."""
 
 from __future__ import annotations
 
@@ -6,5 +6,6 @@ from .images import ImageSet, Split
 from .loader import Feed
 from .npz import write_npz
 from .sources import open_source
+from .stream import Streamed
 
-__all__ = ["Feed", "ImageSet", "Split", "open_source", "write_npz"]
+__all__ = ["Feed", "ImageSet", "Split", "Streamed", "open_source", "write_npz"]

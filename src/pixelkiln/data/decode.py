@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..core.recipe import DataConfig
 from ..core.types import UserError
+from .encoded import Encoded
 from .prepare import prepare, size_for
 
 __all__ = ["FORMATS", "MAX_PIXELS", "Encoded", "decode", "decode_all"]
@@ -30,13 +31,6 @@ MAX_PIXELS = 64_000_000
 CHUNK = 64  # images of one task of a thread
 
 
-class Encoded(NamedTuple):
-    """An encoded image, as a path or as its bytes, and what to call it in a message."""
-
-    where: str
-    source: Path | bytes
-
-
 def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
     """One image as uint8 (H, W, C), C = 1 or 3: upright (EXIF), on white where transparent, and cropped and resized to a resolution.
 
@@ -44,7 +38,8 @@ def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
     """
     where, source = item
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        data = source if isinstance(source, Path | bytes) else source.read()
+        with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             if config.resolution is not None:
@@ -52,6 +47,8 @@ def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
                 image.draft(None, (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8, still 3 times too large
             pixels = np.asarray(_sized(_flat(image, config.channels), config))
         return pixels if pixels.ndim == 3 else pixels[..., None]
+    except UserError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{where} has more than {MAX_PIXELS // 10**6} million pixels: shrink it first") from None
     except UnidentifiedImageError:
@@ -89,31 +86,50 @@ def _sized(image: Image.Image, config: DataConfig) -> Image.Image:
     return image.resize((target_width, target_height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def decode_all(items: Sequence[Encoded], config: DataConfig) -> Tensor:
+def decode_all(items: Sequence[Encoded], config: DataConfig, failed: dict[int, str] | None = None) -> Tensor:
     """All images as uint8 (N, C, H, W): grey only if all are, prepared as `config` asks.
 
-    Errors: `UserError` as `decode`, and where sizes differ and `config` sets no resolution.
+    failed: where given, an image that cannot be decoded is left out, and its index among the items and what is wrong are put there.
+    Errors: `UserError` as `decode`, where no image can be decoded, and where sizes differ and `config` sets no resolution.
     """
 
-    def task(start: int) -> list[np.ndarray[Any, Any]]:
-        return [decode(item, config) for item in items[start : start + CHUNK]]
+    def attempt(item: Encoded) -> np.ndarray[Any, Any] | UserError:
+        try:
+            return decode(item, config)
+        except UserError as error:
+            if failed is None:
+                raise
+            return error
 
-    pixels: list[np.ndarray[Any, Any] | None] = []
+    def task(start: int) -> list[np.ndarray[Any, Any] | UserError]:
+        return [attempt(item) for item in items[start : start + CHUNK]]
+
+    found: list[np.ndarray[Any, Any] | UserError] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")  # remarks on odd metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for chunk in pool.map(task, range(0, len(items), CHUNK)):
-            pixels.extend(chunk)
-    shapes = [part.shape for part in pixels if part is not None]
-    height, width = shapes[0][:2]
-    channels = config.channels or max(shape[2] for shape in shapes)
-    images = torch.empty((len(items), channels, height, width), dtype=torch.uint8)
-    flat = images.numpy()
-    for i, part in enumerate(pixels):
-        assert part is not None
+            found.extend(chunk)
+    if failed is not None:
+        failed |= {i: str(part) for i, part in enumerate(found) if isinstance(part, UserError)}
+    parts = [(item.where, part) for item, part in zip(items, found, strict=True) if not isinstance(part, UserError)]
+    found.clear()
+    return _stacked(parts, config)
+
+
+def _stacked(parts: list[tuple[str, np.ndarray[Any, Any]]], config: DataConfig) -> Tensor:
+    """Named decoded images as one prepared tensor; the list is emptied on the way, so that the peak is one copy."""
+    if not parts:
+        raise UserError("no image can be decoded: give images that are whole")
+    height, width = parts[0][1].shape[:2]
+    for where, part in parts:
         if part.shape[:2] != (height, width):
-            sizes = f"{items[0].where} is {width}x{height} but {items[i].where} is {part.shape[1]}x{part.shape[0]}"
+            sizes = f"{parts[0][0]} is {width}x{height} but {where} is {part.shape[1]}x{part.shape[0]}"
             raise UserError(f"{sizes}: pass --data.resolution N to bring all to one size")
-        flat[i] = part.transpose(2, 0, 1)  # a grey image among colored ones is repeated
-        pixels[i] = None  # frees it: the peak is one copy
+    channels = config.channels or max(part.shape[2] for _, part in parts)
+    images = torch.empty((len(parts), channels, height, width), dtype=torch.uint8)
+    flat = images.numpy()
+    while parts:
+        part = parts.pop()[1]
+        flat[len(parts)] = part.transpose(2, 0, 1)  # a grey image among colored ones is repeated
     return images if config.resolution is not None else prepare(images, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import DataInfo, ImageShape, UserError
+from .stream import Streamed
 
 __all__ = ["ImageSet", "Split", "check_labels", "code_labels", "hold_out"]
 
@@ -20,23 +21,28 @@ Split = Literal["train", "test", "all"]
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A set of images that fits in memory.
+    """A set of images.
 
-    images (N, C, H, W) uint8; labels (N,) int64 in 0..len(classes)-1, or None; classes () if unlabeled; texts N captions, or None;
+    images (N, C, H, W) uint8, in memory, or decoded when they are indexed (`Streamed`); labels (N,) int64 in 0..len(classes)-1, or None; classes () if unlabeled; texts N captions, or None;
     extras: mask (N, 1, H, W) uint8 (0 background, k = object k), edges (N, 1, H, W) uint8 in {0, 1},
-    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding.
+    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. source: what to open it by again, where
+    that is not what it was opened by; listing: digest of what it was read from, "" where that is no listing; skipped: a line for each image that was left out.
     """
 
-    images: Tensor
+    images: Tensor | Streamed
     labels: Tensor | None
     classes: tuple[str, ...]
     texts: tuple[str, ...] | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     name: str = ""
     split: str = "train"
+    source: str = ""
+    listing: str = ""
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        assert (self.images.dtype, self.images.ndim) == (torch.uint8, 4), "images are uint8 (N, C, H, W)"
+        assert not isinstance(self.images, Tensor) or self.images.dtype == torch.uint8, "images are uint8"
+        assert len(self.images.shape) == 4, "images are (N, C, H, W)"
         sizes = [len(part) for part in (self.labels, self.texts, *self.extras.values()) if part is not None]
         assert all(size == len(self) for size in sizes), "every part of an ImageSet has one entry an image"
         assert (self.labels is None) == (not self.classes), "labels come with the names of the classes"
@@ -51,16 +57,27 @@ class ImageSet:
         return DataInfo(ImageShape(channels, height, width), self.classes)
 
     def digest(self) -> str:
-        """SHA-256 (hex) over shape, images, labels and classes; the name and the split do not enter. Computed once."""
+        """SHA-256 (hex) over shape, images, labels and classes; the name and the split do not enter. Computed once. Of a streamed set,
+        whose images are never all there, the digest of its listing: names, sizes, labels, captions and how images are prepared."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
+        if not isinstance(self.images, Tensor):
+            return self.listing
         sha = hashlib.sha256(repr((tuple(self.images.shape), self.labels is not None, self.classes)).encode())
         sha.update(self.images.cpu().flatten().numpy().data)
         if self.labels is not None:
             sha.update(self.labels.cpu().contiguous().numpy().data)
         return sha.hexdigest()
+
+    def images_of(self, index: Tensor) -> Tensor:
+        """The images uint8 (n, C, H, W) of the rows `index` (n,) int64, in that order."""
+        return self.images[index]
+
+    def parts(self, size: int) -> Iterator[Tensor]:
+        """All images uint8, in order, (size, C, H, W) at a time; the last part may be short."""
+        yield from torch.split(self.images, size) if isinstance(self.images, Tensor) else self.images.parts(size)
 
     def take(self, index: Tensor) -> ImageSet:
         """The images of the rows `index` (n,) int64, in that order."""

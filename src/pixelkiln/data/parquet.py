@@ -6,20 +6,25 @@ The schema's metadata "huggingface" is JSON {"info": {"features": {column: {"_ty
 from __future__ import annotations
 
 import json
-import re
+from bisect import bisect
+from collections import OrderedDict
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..core.recipe import DataConfig
 from ..core.types import UserError
-from .decode import Encoded, decode_all
-from .folder import TEST_NAMES
-from .images import ImageSet, Split, check_labels, code_labels, hold_out
+from .encoded import Encoded
+from .folder import split_files
+from .images import Split, check_labels, code_labels, hold_out
+from .listing import Listing
 
-__all__ = ["has_parquet", "open_parquet"]
+__all__ = ["has_parquet", "list_files", "list_parquet"]
+
+GROUPS = 8  # row groups of a file that are kept, so that threads which decode neighboring rows share them
 
 
 def _files(folder: Path) -> list[Path]:
@@ -36,10 +41,7 @@ def _parts(path: Path) -> tuple[list[Path], list[Path]]:
     if path.is_file():
         return [path], []
     files = _files(path)
-    named = {split: [f for f in files if re.match(rf"{split}([-_.]|$)", f.stem)] for split in ("train", *TEST_NAMES)}
-    if not named["train"]:
-        return files, []
-    return named["train"], next((named[split] for split in TEST_NAMES if named[split]), [])
+    return split_files(files, files[0].parent)
 
 
 class _Columns:
@@ -88,16 +90,66 @@ def _head(path: Path) -> tuple[Any, int]:
         raise _broken(path, error) from error
 
 
-def _encoded(files: list[Path], column: str) -> list[Encoded]:
-    import pyarrow.compute as pc
+class _Images:
+    """The image column of a Parquet file. Row groups are read when a row of theirs is asked for; the last few are kept."""
 
-    items = []
-    for path in files:
-        for row, data in enumerate(pc.struct_field(_column(path, column), "bytes").to_pylist()):
-            if data is None:
-                raise UserError(f"{path} row {row}: column {column!r} holds no bytes: embed the images in the Parquet file")
-            items.append(Encoded(f"{path} row {row}", data))
-    return items
+    def __init__(self, path: Path, column: str) -> None:
+        import pyarrow.parquet as pq
+
+        meta = pq.read_metadata(path)
+        facts = path.stat()
+        self.path, self.column, self.size, self.changed = path, column, facts.st_size, facts.st_mtime_ns
+        self.ends = list(accumulate(meta.row_group(i).num_rows for i in range(meta.num_row_groups)))
+        self.lock, self.groups = Lock(), OrderedDict[int, Any]()
+
+    def __repr__(self) -> str:
+        return repr((self.path, self.column, self.size, self.changed))
+
+    def row(self, row: int) -> bytes:
+        """The bytes of one row."""
+        group = bisect(self.ends, row)
+        with self.lock:
+            if group not in self.groups:
+                self.groups[group] = self._group(group)
+            self.groups.move_to_end(group)
+            while len(self.groups) > GROUPS:
+                self.groups.popitem(last=False)
+            data = self.groups[group][row - (self.ends[group - 1] if group else 0)].as_py()
+        if data is None:
+            raise UserError(f"{self.path} row {row}: column {self.column!r} holds no bytes: embed the images in the Parquet file")
+        return bytes(data)
+
+    def _group(self, group: int) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        try:
+            with pq.ParquetFile(self.path) as file:
+                return pc.struct_field(file.read_row_group(group, columns=[self.column])[self.column], "bytes")
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise _broken(self.path, error) from error
+
+
+class _Row(NamedTuple):
+    """One image of a Parquet file."""
+
+    images: _Images
+    row: int
+
+    @property
+    def path(self) -> Path:
+        """The Parquet file."""
+        return self.images.path
+
+    @property
+    def size(self) -> int:
+        """Of the whole file: the rows' own sizes are known only once they are read."""
+        return self.images.size
+
+    def read(self) -> bytes:
+        """The encoded image."""
+        return self.images.row(self.row)
 
 
 def _labels(columns: _Columns, files: list[Path], where: Path) -> tuple[Tensor | None, tuple[str, ...]]:
@@ -124,12 +176,16 @@ def _texts(columns: _Columns, files: list[Path]) -> list[str] | None:
     return texts
 
 
-def open_parquet(path: Path, config: DataConfig, split: Split) -> ImageSet:
+def list_parquet(path: Path, split: Split) -> Listing:
     """A Parquet file, or a folder of train-*.parquet and test-*.parquet (or in data/); without a test part each tenth row is held out.
 
-    Errors: `UserError` on a broken file or image, on a missing image column, and on a label outside the names of the classes.
+    Errors: `UserError` on a broken file, on a missing image column, and on a label outside the names of the classes.
     """
-    train, test = _parts(path)
+    return list_files(*_parts(path), path, split)
+
+
+def list_files(train: list[Path], test: list[Path], path: Path, split: Split) -> Listing:
+    """The rows of one split of Parquet files that lie at `path` or below. Errors: as `list_parquet`."""
     if test and split == "all":
         raise UserError(f"{path} has a train and a test split: ask for one of them")
     heads = {file: _head(file) for file in train + test}
@@ -139,13 +195,10 @@ def open_parquet(path: Path, config: DataConfig, split: Split) -> ImageSet:
     if num_train == 0:
         raise UserError(f"{path} holds no rows: name a file that does")
     files, start = (test, num_train) if test and split == "test" else (train, 0)  # start: where these files begin among the labels
-    rows = torch.arange(num_train if files is train else num_test) if test else hold_out(num_train, split, str(path))
-    items, texts = _encoded(files, columns.image), _texts(columns, files)
-    return ImageSet(
-        decode_all([items[i] for i in rows.tolist()], config),
-        None if labels is None else labels[rows + start],
-        classes,
-        None if texts is None else tuple(texts[i] for i in rows.tolist()),
-        name=path.resolve().stem,
-        split=split,
-    )
+    num = num_train if files is train else num_test
+    texts = _texts(columns, files)
+    items = [Encoded(f"{file} row {row}", _Row(images, row)) for file in files for images in [_Images(file, columns.image)]
+             for row in range(heads[file][1])]
+    labels = None if labels is None else labels[start : start + num]
+    every = Listing(items, labels, classes, None if texts is None else tuple(texts), path, split)
+    return every if test else every.take(hold_out(num_train, split, str(path)))

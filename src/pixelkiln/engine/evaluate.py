@@ -159,7 +159,7 @@ def _warnings(names: Sequence[str], images: Tensor, n_floor: int, train: ImageSe
         found.append(f"the floor is of only {n_floor} test images, for {n} samples: at the same N it would be lower for fd")
     if train.digest() == test.digest():
         found.append("the test split equals the training split: the floor is not one")
-    own, real = _prints(images), set(_prints(conform(train.images, extractor.shape)))
+    own, real = _prints(images), {p for part in train.parts(4096) for p in _prints(conform(part, extractor.shape))}
     if copies := sum(p in real for p in own):
         found.append(f"{copies} of {n} samples equal a training image, pixel by pixel")
     if repeated := n - len(set(own)):

@@ -32,6 +32,7 @@ __all__ = ["Extractor", "ExtractorConfig", "conform", "extractor_for"]
 VERSION = 1  # of this protocol: change it and everything is trained anew
 SIDE = 64  # larger images are made smaller, the longer side to this
 BATCH = 256  # images a forward pass
+PART = 16 * BATCH  # images of a set that are looked at together
 LEAST = 120  # training steps on a small set
 CLUSTERS, COMPONENTS, FITTED = 16, 32, 10_000  # k-means of unlabeled images: clusters, principal components, images that PCA is fitted to
 
@@ -111,7 +112,7 @@ class Extractor:
         file = self.folder / f"features-{data.digest()[:16]}-{self.weights}.safetensors"
         found = _recall(file)
         if found is None:
-            found = {"features": self.features(data.images)}
+            found = {"features": torch.cat([self.features(part) for part in data.parts(PART)])}
             _keep(file, found, {"data": data.name, "split": data.split, "digest": data.digest(), "extractor": self.name})
         return found["features"]
 
@@ -153,7 +154,7 @@ def extractor_for(
             _writable(folder)
             if file.exists():
                 say(f"{file} is damaged: training the feature extractor again")
-            images = conform(reference.images, shape)
+            images = torch.cat([conform(part, shape) for part in reference.parts(PART)])
             labels = reference.labels.cpu() if labeled and reference.labels is not None else _clusters(images, num_classes, config.seed)
             _train(net, images, labels, config, say)
             facts = {"name": name, "data": reference.name, "digest": reference.digest(), "version": VERSION}

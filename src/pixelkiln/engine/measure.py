@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.files import refuse_pickle
@@ -15,6 +16,7 @@ from ..core.protocols import Likelihood
 from ..core.types import Ability, UserError
 from ..data import ImageSet, open_source
 from ..metrics.result import Report
+from .access import Access
 from .evaluate import evaluate
 from .features import extractor_for
 from .likelihood import likelihood
@@ -38,29 +40,29 @@ class Measured:
         return self.report.to_json() | ({"likelihood": self.likelihood} if self.likelihood else {})
 
 
-def reference(source: str, trained: Trained | None = None) -> tuple[ImageSet, ImageSet]:
+def reference(source: str, trained: Trained | None = None, access: Access = Access(), log: Log | None = None) -> tuple[ImageSet, ImageSet]:
     """The real images, train and test, as their source has them, so that runs at different resolutions are measured alike; a source of
     mixed sizes is prepared as the run's own data were."""
     try:
-        return open_source(source, split="train"), open_source(source, split="test")
+        return access.open(source, split="train", log=log), access.open(source, split="test", log=log)
     except UserError:
         if trained is None:
             raise
-        return data_of(trained, source)
+        return data_of(trained, source, access)
 
 
 def measure(trained: Trained, source: str | None = None, num: int = 2000, seed: int = 0, label: Any = None, metrics: Sequence[str] | None = None,
-            importance: int = 100, log: Log | None = None, **knobs: Any) -> Measured:
+            importance: int = 100, log: Log | None = None, access: Access = Access(), **knobs: Any) -> Measured:
     """Sample a run and score it; against its own data and with all metrics, the run's report is brought up to date.
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data);
     importance: samples of a likelihood that is a bound; knobs: as `Trained.sample`.
     """
     log = log or Log(quiet=True)
-    own = data_of(trained, source)
-    train, test = reference(source or trained.facts["data"]["source"], trained)
+    own = data_of(trained, source, access)
+    train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     extractor = extractor_for(train, test, log=log.say)
-    turned = own[1].images[[i % len(own[1]) for i in range(num)]] if Ability.SOURCE in trained.method.abilities else None
+    turned = own[1].images_of(torch.arange(num) % len(own[1])) if Ability.SOURCE in trained.method.abilities else None
     request = trained.request(num, seed, label, None, turned, **knobs)
     start = time.perf_counter()
     with log.meter("sample", num, unit="images") as meter:
@@ -77,13 +79,14 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, seed: 
     return Measured(report, nats, publish(trained, *own, extractor))
 
 
-def measure_images(path: Path | str, source: str, seed: int = 0, metrics: Sequence[str] | None = None, log: Log | None = None) -> Measured:
+def measure_images(path: Path | str, source: str, seed: int = 0, metrics: Sequence[str] | None = None, log: Log | None = None,
+                   access: Access = Access()) -> Measured:
     """Score a folder of images or an .npz against the real images of a source."""
     refuse_pickle(Path(path))
-    train, test = reference(source)
+    train, test = reference(source, access=access, log=log)
     found = open_source(path, split="all")
     extractor = extractor_for(train, test, log=(log or Log(quiet=True)).say)
-    return Measured(evaluate(found.images, _renamed(found, train), train, test, extractor, metrics, seed), {})
+    return Measured(evaluate(found.images_of(torch.arange(len(found))), _renamed(found, train), train, test, extractor, metrics, seed), {})
 
 
 def _renamed(found: ImageSet, train: ImageSet) -> Tensor | None:

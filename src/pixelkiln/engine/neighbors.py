@@ -17,6 +17,7 @@ from .panels import ReportContext, figure
 __all__ = ["Space", "nearest", "neighbors_panel"]
 
 SHOWN, POOL, TYPICAL = 8, 60_000, 200  # samples shown, training images searched, test images for comparison
+MEMORY = 2**30  # bytes of training images that are searched
 BLOCK = 8192  # training images compared at a time
 
 READING = (
@@ -83,7 +84,7 @@ def neighbors_panel(context: ReportContext) -> str:
     """Some samples, each beside its nearest training images by pixels and by features."""
     images = context.drawn.images
     images = images[torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().long()]
-    some, rows = context.pick(context.test, TYPICAL), context.pick(context.train, POOL)
+    some, rows = context.pick(context.test, TYPICAL), context.pick(context.train, min(POOL, MEMORY // images[0].numel()))
     pool = context.train.images[rows].cpu()
     spaces = [_space("pixels", [g.flatten(1) for g in (images, context.test.images[some].cpu(), pool)], 255.0)]
     if context.extractor is not None:

@@ -44,11 +44,18 @@ EDITS, CODED, STRIP, MOMENTS, WALKS, WALK_STEPS, TIMES = 8, 8, 4, 9, 3, 8, 8
 CHUNK = 32  # samples drawn at a time
 
 
+class Pixels(Protocol):
+    """Images uint8 (N, C, H, W): a tensor, or what looks like one and decodes the rows that an index names."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+
 class Images(Protocol):
-    """What a report needs of a data set: images uint8 (N, C, H, W), labels (N,) int64 or None, names of classes, its name and split."""
+    """What a report needs of a data set: images, labels (N,) int64 or None, names of classes, its name and split."""
 
     @property
-    def images(self) -> Tensor: ...
+    def images(self) -> Pixels: ...
     @property
     def labels(self) -> Tensor | None: ...
     @property

@@ -79,6 +79,7 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
         trial.step(len(spent) + 2)
         trial.look()
         spent.append(time.perf_counter() - begin)
+    feed.close()
     begin = time.perf_counter()
     with trial.sampling():
         preview(copy, 64, where)

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..core.files import read_json, write_bytes, write_json
 from ..core.images import read_image
-from ..data import ImageSet, open_source
+from ..data import ImageSet
+from .access import Access
 from .features import extractor_for
 from .log import duration
 from .report import ReportContext, build_report
@@ -43,11 +44,11 @@ def facts_for_people(trained: Trained) -> dict[str, str]:
     return found
 
 
-def data_of(trained: Trained, source: str | None = None) -> tuple[ImageSet, ImageSet]:
+def data_of(trained: Trained, source: str | None = None, access: Access = Access()) -> tuple[ImageSet, ImageSet]:
     """Training and test split of the data that the run was trained on (or of another source, prepared alike)."""
     config = trained.opened.stage.data
     where = source or trained.facts["data"]["source"]
-    return open_source(where, config, "train"), open_source(where, config, "test")
+    return access.open(where, config, "train"), access.open(where, config, "test")
 
 
 def save_evaluation(trained: Trained, evaluation: dict[str, Any]) -> None:

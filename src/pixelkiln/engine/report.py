@@ -27,7 +27,7 @@ from .panels import (
 __all__ = ["ReportContext", "build_report", "curves_panel", "header", "metrics_panel"]
 
 BOOKKEEPING = frozenset({"step", "total", "images", "time", "seconds", "elapsed"})  # fields of a record that are not curves
-LAST = ("lr", "images_per_s")  # curves about speed and schedule come after those about learning
+LAST = ("lr", "images_per_s", "idle")  # curves about speed and schedule come after those about learning
 UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "step_seconds": "s"}
 
 STYLE = """

@@ -52,7 +52,7 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
             return
     elif run.records():
         run.rewind(-1)
-    session = Session(run, trainer, method, total, spent, where)
+    session = Session(run, trainer, method, total, spent, where, feed)
     try:
         if trainer.fits and point is None:
             run.append({"step": 0} | trainer.fit(feed.passes))
@@ -61,6 +61,8 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
         good, _ = run.last_good()
         kept = f"the last good checkpoint is {good.path}" if good else "no checkpoint had been saved yet"
         raise Diverged(f"training stopped: {e}; {kept}. Try a lower --train.opts.*.lr, or --precision fp32") from None
+    finally:
+        feed.close()
 
 
 @dataclass
@@ -73,13 +75,14 @@ class Session:
     total: int
     spent: float  # seconds of training before this sitting
     where: Where
+    feed: Feed
 
     def loop(self, done: int, log_every: int, sample_every: int | None, save_every: int | None, log: Log) -> None:
         """Steps from `done` up to the total."""
         self.begin = time.perf_counter()
         sample_every = sample_every or max(1, math.ceil(self.total / SAMPLES))
         saved = logged = time.perf_counter()
-        last = done
+        last, waited = done, self.feed.waited
         with signals() as caught, log.meter(f"{self.run.path.name}", self.total, done) as meter:
             for k in range(done, self.total):
                 self.trainer.step(k)
@@ -88,9 +91,11 @@ class Session:
                 if step % log_every == 0 or end:
                     numbers = self.trainer.look()
                     rate = (step - last) * self.trainer.config.batch / max(now - logged, 1e-9)
-                    self.run.append({"step": step, **numbers, "images_per_s": round(rate, 1), "seconds": round(self.seconds(), 3)})
-                    meter.at(step, numbers)
-                    last, logged = step, now
+                    idle = (self.feed.waited - waited) / max(now - logged, 1e-9)
+                    speed = {"images_per_s": round(rate, 1), "idle": round(idle, 4), "seconds": round(self.seconds(), 3)}
+                    self.run.append({"step": step, **numbers, **speed})
+                    meter.at(step, numbers | {"idle": idle})
+                    last, logged, waited = step, now, self.feed.waited
                 if step % sample_every == 0 or end:
                     self.draw(step)
                     logged += time.perf_counter() - now

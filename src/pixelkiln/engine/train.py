@@ -16,7 +16,8 @@ from ..core.protocols import Update
 from ..core.recipe import DataConfig, Recipe, Stage
 from ..core.runs import Run
 from ..core.types import UserError
-from ..data import ImageSet, open_source
+from ..data import ImageSet, Streamed
+from .access import Access
 from .build import load_method, make, open_run, parent_digest, versions
 from .log import Log
 from .plan import Budget, Order, plan
@@ -26,7 +27,7 @@ from .where import Where, processor
 __all__ = ["Budget", "Order", "train"]
 
 
-def train(order: Order, where: Where, resume: bool = False, log: Log | None = None) -> Run:
+def train(order: Order, where: Where, resume: bool = False, log: Log | None = None, access: Access = Access()) -> Run:
     """Train a recipe into order.out, or go on with what is there; returns the run of its last stage."""
     log = log or Log()
     recipe = override(find(order.recipe)(order.size), order.changes)
@@ -39,9 +40,9 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
         raise UserError(f"{order.out} exists and is not a run folder: choose another --out")
     for stage in recipe.stages[:-1]:
         part = replace(order, out=order.out / "stages" / stage.name, budget=_share(order.budget, len(recipe.stages)))
-        _stage(part, recipe, stage, where, log, {})
+        _stage(part, recipe, stage, where, log, {}, access)
     inner = {s.name: order.out / "stages" / s.name for s in recipe.stages[:-1]}
-    return _stage(replace(order, budget=_share(order.budget, len(recipe.stages))), recipe, recipe.last, where, log, inner)
+    return _stage(replace(order, budget=_share(order.budget, len(recipe.stages))), recipe, recipe.last, where, log, inner, access)
 
 
 def _share(budget: Budget, parts: int) -> Budget:
@@ -50,7 +51,7 @@ def _share(budget: Budget, parts: int) -> Budget:
     return Budget(steps, images, None if budget.seconds is None else budget.seconds / parts)
 
 
-def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, inner: Mapping[str, Path]) -> Run:
+def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, inner: Mapping[str, Path], access: Access) -> Run:
     """Train one stage into its own run folder; one that is complete is left as it is."""
     run = Run(order.out)
     known = run.recipe_file.exists()
@@ -67,12 +68,12 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         order = replace(order, source=order.source or parent.facts["data"]["source"])
     if not order.source:
         raise UserError("which images? add --data SRC: digits, shapes, or a path to your own")
-    data = open_source(order.source, stage.data, "train")
+    data = access.open(order.source, stage.data, "train", log)
     method = make(stage, data.info, methods, order.seed)
     where.place(method)
     if known:
         facts = dict(run.read_recipe())
-        if facts["data"]["digest"] != data.digest():
+        if not _same(facts["data"], data):
             raise UserError(f"{order.source} has changed since {run.path} was begun; train anew with another --out")
     else:
         total, how = plan(order, stage, data, methods, where, log, any(isinstance(row, Update) for row in method.updates()))
@@ -88,12 +89,19 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
     return run
 
 
+def _same(known: Mapping[str, Any], data: ImageSet) -> bool:
+    """Whether these are the images that a run was begun with. Where one of them is streamed, the listing tells."""
+    streamed = known.get("streamed") or isinstance(data.images, Streamed)
+    return bool(known["listing"] == data.listing) if streamed and known.get("listing") else bool(known["digest"] == data.digest())
+
+
 def _data_facts(source: str, data: ImageSet) -> dict[str, Any]:
     """What a run has to know of its data: where they are, what they are, and how often each class occurs."""
     counts = [] if data.labels is None else torch.bincount(data.labels.cpu(), minlength=len(data.classes)).tolist()
     where = str(Path(source).resolve()) if Path(source).exists() else source
-    return {"source": where, "digest": data.digest(), "name": data.name, "shape": list(data.info.shape), "classes": list(data.classes),
-            "counts": counts, "images": len(data)}
+    return {"source": data.source or where, "digest": data.digest(), "name": data.name, "shape": list(data.info.shape), "classes": list(data.classes),
+            "counts": counts, "images": len(data), "listing": data.listing,
+            "streamed": isinstance(data.images, Streamed)} | ({"skipped": list(data.skipped)} if data.skipped else {})
 
 
 def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Stage, where: Where, log: Log) -> tuple[Order, Recipe, Stage, Where]:
