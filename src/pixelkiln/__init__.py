@@ -10,9 +10,9 @@ from __future__ import annotations
 from .core.types import UserError
 from .core.version import __version__
 from .data import ImageSet, open_source
-from .engine.measure import Measured, measure, measure_images
+from .engine.measure import Ask, Measured, measure, measure_images
 from .engine.sample import Trained, load
 from .engine.train import Budget, Order, train
 from .engine.where import Where
 
-__all__ = ["Budget", "ImageSet", "Measured", "Order", "Trained", "UserError", "Where", "__version__", "load", "measure", "measure_images", "open_source", "train"]
+__all__ = ["Ask", "Budget", "ImageSet", "Measured", "Order", "Trained", "UserError", "Where", "__version__", "load", "measure", "measure_images", "open_source", "train"]

@@ -13,7 +13,7 @@ from ..core.types import UserError
 if TYPE_CHECKING:
     from ..engine.access import Access
 
-__all__ = ["Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "whole"]
+__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "whole"]
 
 
 class Parser(argparse.ArgumentParser):
