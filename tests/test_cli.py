@@ -125,7 +125,7 @@ def test_evaluate_a_run_and_its_samples(runs: Path, tmp_path: Path, capsys: pyte
     assert "FID" not in printed
     assert "reference: digits train" in printed
     scores = json.loads((tmp_path / "e.json").read_text())
-    assert {m["name"] for m in scores["metrics"]} == {"fd", "kd", "precision", "recall", "density", "coverage", "accuracy"}
+    assert {m["name"] for m in scores["metrics"]} == set(DEFAULT)
     assert all(m["floor"] is not None and m["protocol"]["seed"] == 0 for m in scores["metrics"])
     assert "coverage" in (runs / "ddpm" / "report.html").read_text()
     assert pixelkiln("sample", runs / "ddpm", "--out", tmp_path / "s.npz", "-n", 60, "--steps", 3, "--quiet") == 0

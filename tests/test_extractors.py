@@ -28,6 +28,7 @@ from pixelkiln.engine.inception import PINNED, clean_resize, inception, tf_resiz
 from pixelkiln.engine.named import extractor_named
 from pixelkiln.engine.scores import Sets, title
 from pixelkiln.engine.statistics import Statistics, score_shard, statistics_of
+from pixelkiln.metrics import inception_score
 from pixelkiln.nets.inception import Inception
 
 TRAIN, TEST = open_source("digits", split="train"), open_source("digits", split="test")
@@ -101,8 +102,8 @@ def test_pools_do_not_count_padding_and_the_last_block_takes_the_maximum(random_
 def test_clean_resize_is_pillows_on_float_channels() -> None:
     for size in ((40, 31), (400, 350)):
         image = torch.randint(0, 256, (1, 3, *size), generator=GEN).float()
-        wanted = [np.asarray(Image.fromarray(c.numpy(), mode=None).resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255) for c in image[0]]
-        assert np.abs(clean_resize(image)[0].numpy() - np.stack(wanted)).max() < 2e-3
+        wanted = [np.asarray(Image.fromarray(c.numpy()).resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255) for c in image[0]]
+        assert np.abs(clean_resize(image)[0].numpy() - np.stack(wanted)).max() < 1e-4
         assert not torch.equal(clean_resize(image), clean_resize(image).round())
 
 
@@ -422,7 +423,9 @@ def test_scores_agree_with_torchmetrics() -> None:
     theirs.update(real, real=True)
     theirs.update(fake, real=False)
     assert report["fd-toy"].value == pytest.approx(float(theirs.compute()), rel=1e-4)
-    theirs = kid.KernelInceptionDistance(feature=net, subsets=100, subset_size=len(fake) // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of memory
+        theirs = kid.KernelInceptionDistance(feature=net, subsets=100, subset_size=len(fake) // 2)
     theirs.update(real, real=True)
     theirs.update(fake, real=False)
     mean, spread = theirs.compute()
@@ -436,13 +439,10 @@ def test_scores_agree_with_torchmetrics() -> None:
         warnings.simplefilter("ignore", UserWarning)
         theirs = inc.InceptionScore(feature=Logits(), splits=1)
     theirs.update(fake)
-    ours = Statistics(made, TRAIN.info.shape).update(fake[:, :1])
-    total, p = ours.inception, made.probabilities(made.features(fake[:, :1]))
-    assert float(total.total.sum()) == pytest.approx(len(fake))
     wanted = float(theirs.compute()[0])
-    mean_p = p.double().mean(0)
-    assert float(torch.exp((torch.special.xlogy(p.double(), p.double()) - p * mean_p.log()).sum(1).mean())) == pytest.approx(wanted, rel=1e-4)
-    assert report["cs-toy"].value == pytest.approx(wanted, rel=0.15)  # mean over 10 splits
+    whole = inception_score(made.probabilities(made.features(fake[:, :1])), num_splits=1)
+    assert whole.value == pytest.approx(wanted, rel=1e-5)
+    assert report["cs-toy"].value == pytest.approx(wanted, rel=0.15)  # the mean over 10 splits, of few samples each
 
 
 def test_intervals_and_memorization() -> None:
@@ -454,12 +454,12 @@ def test_intervals_and_memorization() -> None:
     assert copies["nn-closer-toy"].value == 1
     assert copies["ct-toy"].value < -10
     assert copies["nn-ratio-toy"].floor == pytest.approx(1)
-    fair = evaluate(TEST.images, None, TRAIN, TEST, toy(), ("fd", "precision", "mind", "authenticity"), num_bootstrap=20)
+    fair = evaluate(TEST.images, None, TRAIN, TEST, toy(), ("fd", "precision", "mind", "authenticity"), num_bootstrap=10)
     for result in fair.results:
         assert result.interval is not None
         assert result.interval[0] < result.interval[1]
         assert result.error is not None and result.error > 0
-        assert result.protocol["bootstrap"] == 20
+        assert result.protocol["bootstrap"] == 10
     assert "[" in fair.table()[0]["value"]
     assert "N-curve" in copies["fd-inf-toy"].protocol
     assert copies["fd-inf-toy"].value < copies["fd-toy"].value

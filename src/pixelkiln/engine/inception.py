@@ -36,7 +36,8 @@ def clean_resize(x: Tensor, side: int = SIDE) -> Tensor:
     """
     if x.shape[2:] == (side, side):
         return x
-    return F.interpolate(x, (side, side), mode="bicubic", align_corners=False, antialias=True).clamp(0, 255)
+    found = F.interpolate(x.double(), (side, side), mode="bicubic", align_corners=False, antialias=True)  # Pillow's weights are float64 as well
+    return found.clamp(0, 255).to(x.dtype)
 
 
 def tf_resize(x: Tensor, side: int = SIDE) -> Tensor:
