@@ -183,6 +183,13 @@ def test_workers_leave_signals_to_the_parent_and_end_with_the_feed(pair: tuple[F
     time.sleep(0.1)
     assert same(held, flowing, [1, 2, 60])
     assert [worker.process.pid for worker in flowing.ahead.workers] == old
+    replace = flowing.ahead._replace
+
+    def patiently(worker: object) -> None:
+        monkeypatch.setattr(ahead, "STUCK", 300.0)  # the next one has to begin first
+        replace(worker)
+
+    monkeypatch.setattr(flowing.ahead, "_replace", patiently)
     monkeypatch.setattr(ahead, "STUCK", 0.5)
     os.kill(old[0], signal.SIGSTOP)  # one that hangs is replaced
     assert same(held, flowing, [80])

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.types import UserError
-from . import tars
 from .encoded import Source, content, printable
 from .folder import METADATA, READ, Tree, split_files, tree_parts
 from .images import Split
@@ -69,7 +68,7 @@ def _listing(train: list[Entry], test: list[Entry], path: Path, split: Split) ->
 def _parts(path: Path, num: int = 1) -> tuple[list[Entry], list[Entry]]:
     """The images of the train and of the test part of one archive of `num`, which share the memory that a .tar.gz may take."""
     facts = path.stat()
-    tree = _tree(path, tars.MAX_UNPACKED // num) if path.name.lower().endswith("gz") else _kept(path, facts.st_size, facts.st_mtime_ns)
+    tree = _tree(path, num) if path.name.lower().endswith("gz") else _kept(path, facts.st_size, facts.st_mtime_ns)
     if not any(name in tree.files for name in METADATA):
         samples = _samples(tree)
         if samples is not None:
@@ -83,9 +82,9 @@ def _kept(path: Path, size: int, changed: int) -> Tree:
     return _tree(path)
 
 
-def _tree(path: Path, most: int = 0) -> Tree:
-    """The index of an archive (of a .tar.gz: at most `most` bytes, in memory); a folder around everything is left away."""
-    index = index_zip(path) if path.name.lower().endswith(".zip") else index_tar(path, most)
+def _tree(path: Path, num: int = 1) -> Tree:
+    """The index of an archive, one of `num` that may share the memory; a folder around everything is left away."""
+    index = index_zip(path) if path.name.lower().endswith(".zip") else index_tar(path, num)
     files: dict[str, Source] = {}
     for number, (name, source) in enumerate(index, 1):
         if number > MAX_MEMBERS:

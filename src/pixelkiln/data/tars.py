@@ -22,16 +22,16 @@ PLAIN = {b"\0", b"0", b"7", b"5"}  # files, and folders
 REFUSED = {b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
 
 
-def index_tar(path: Path, most: int = MAX_UNPACKED) -> Iterator[tuple[str, Source]]:
-    """Names and places (of a .tar.gz: bytes) of all files, in the archive's order.
+def index_tar(path: Path, num: int = 1) -> Iterator[tuple[str, Source]]:
+    """Names and places (of a .tar.gz: bytes) of all files, in the archive's order; it is one of `num` that share the memory.
 
     Errors: `UserError` on a broken or truncated archive, on members that are no plain file or too large, and on a .tar.gz that unpacks
-    to more than `most` bytes.
+    to more than MAX_UNPACKED / num bytes.
     """
     zipped = path.name.lower().endswith("gz")
     try:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
-            yield from _Reader(path, file, most if zipped else None).members()
+            yield from _Reader(path, file, MAX_UNPACKED // num if zipped else None).members()
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zlib.error) as error:
