@@ -19,7 +19,7 @@ from pixelkiln.core.types import ImageShape, UserError
 from pixelkiln.data import ImageSet, open_source
 from pixelkiln.engine.evaluate import evaluate
 from pixelkiln.engine.features import Extractor, ExtractorConfig, conform, extractor_for
-from pixelkiln.engine.scores import DEFAULT, METRICS
+from pixelkiln.engine.scores import DEFAULT
 from pixelkiln.metrics import Report
 from pixelkiln.nets.classifier import Classifier
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,17 +88,19 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     extractor = extractor_named(ask.extractor, train, ask.weights, log.say)
     edits = Ability.SOURCE in trained.method.abilities
-    names, pairs, paths = _divided(ask.metrics, edits or Ability.LABEL in trained.method.abilities, extractor)
+    whole = trained.request(num, ask.seed, label, **knobs)
+    if edits and label is None:  # each test image as it is
+        whole = replace(whole, cond=replace(whole.cond, label=None))
+    labels = whole.cond.label if train.classes else None
+    names, pairs, paths = _divided(ask.metrics, labels is not None, extractor)
+    check(names, num, labels, train, extractor)
     beside = Pairs(pairs, extractor)
     fake = Statistics(extractor, train.info.shape, ask.seed)
-    start, known = time.perf_counter(), None
+    start = time.perf_counter()
     with log.meter("sample", num, unit="images") as meter:
-        for request, sources in _requests(trained, num if names or (pairs and edits) else 0, ask.seed, label, own[1] if edits else None, knobs):
-            known = request.cond.label
-            if not len(fake):
-                check(names, num, None if known is None else known[:1].expand(num), train, extractor)
+        for request, sources in _parts(whole, own[1] if edits else None) if names or (pairs and edits) else ():
             images = generate(trained.method, request, trained.where)
-            fake.update(images, labels=known if train.classes else None)
+            fake.update(images, labels=None if labels is None else request.cond.label)
             if sources is not None and pairs:
                 beside.update(sources, images)
             meter.at(len(fake))
@@ -128,13 +130,9 @@ def _divided(metrics: Sequence[str] | None, labeled: bool, extractor: FeatureExt
     return ([n for n in names if kinds[n] not in ("pairs", "paths")], [n for n in names if kinds[n] == "pairs"], [n for n in names if kinds[n] == "paths"])
 
 
-def _requests(trained: Trained, num: int, seed: int, label: Any, sources: ImageSet | None,
-              knobs: Mapping[str, Any]) -> Iterator[tuple[Request, Tensor | None]]:
-    """The order for `num` samples, some at a time, with the source images uint8 of an editing method, test images in turn."""
-    whole = trained.request(num, seed, label, **knobs)
-    if sources is not None and label is None:
-        whole = replace(whole, cond=replace(whole.cond, label=None))
-    for start in range(0, num, PART):
+def _parts(whole: Request, sources: ImageSet | None) -> Iterator[tuple[Request, Tensor | None]]:
+    """An order, some samples at a time, with the source images uint8 of an editing method, test images in turn."""
+    for start in range(0, len(whole.seeds), PART):
         part = whole.take(slice(start, start + PART))
         if sources is None:
             yield part, None
