@@ -22,7 +22,7 @@ from pixelkiln.core.download import download
 from pixelkiln.core.types import UserError
 from pixelkiln.data import ImageSet, open_source
 from pixelkiln.engine import inception as engine_inception
-from pixelkiln.engine.evaluate import evaluate
+from pixelkiln.engine.evaluate import evaluate, score
 from pixelkiln.engine.extractor import Named
 from pixelkiln.engine.inception import PINNED, clean_resize, inception, tf_resize
 from pixelkiln.engine.named import extractor_named
@@ -366,6 +366,30 @@ def test_order_batches_and_shards_change_nothing() -> None:
     torch.testing.assert_close(whole.moments.mean.float(), toy().features(TRAIN.images).mean(0), rtol=1e-5, atol=1e-5)
     ranks = [score_shard(toy(), TRAIN, TRAIN.info.shape, 1, rank, 2) for rank in range(2)]
     same(ranks[0].merge(ranks[1]), score_shard(toy(), TRAIN, TRAIN.info.shape, 1))
+
+
+def test_scores_of_shards_are_those_of_one_process() -> None:
+    names = ["fd", "kd", "precision", "recall", "density", "coverage", "mind", "authenticity", "nn-ratio", "vendi", "fd-inf", "cs", "modes"]
+    fake = replace(TEST, images=255 - TEST.images)
+    shards = [score_shard(toy(), fake, TRAIN.info.shape, 0, rank, 3) for rank in range(3)]
+    merged = shards[0].merge(shards[1]).merge(shards[2])
+    apart = score(merged, (1, 8, 8), TRAIN, TEST, names)
+    whole = evaluate(fake.images, None, TRAIN, TEST, toy(), names)
+    assert [r.name for r in apart.results] == [r.name for r in whole.results]
+    for a, b in zip(apart.results, whole.results, strict=True):
+        assert a.value == pytest.approx(b.value, rel=1e-5, abs=1e-9)
+        assert dict(a.protocol, slope=0, **{"N-curve": ""}) == dict(b.protocol, slope=0, **{"N-curve": ""})
+    assert apart.warnings == whole.warnings
+
+
+def test_memory_does_not_grow_with_the_number_of_samples() -> None:
+    """But for the 8 bytes an image that find copies."""
+    found, sizes = Statistics(toy(), TRAIN.info.shape, size=100), []
+    for start in range(0, len(TRAIN), 400):
+        found.update(TRAIN.images[start : start + 400])
+        sizes.append(sum(t.nbytes for name, t in found.tensors().items() if name != "prints"))
+    assert sizes[0] == sizes[-1]
+    assert found.prints.nbytes == 8 * len(TRAIN)
 
 
 def test_the_pool_is_a_fair_draw() -> None:
