@@ -34,7 +34,7 @@ def main() -> None:
     rows = json.loads(args.out.read_text()) if args.out.exists() else []
     for name, steps, guidance in wanted:
         start = time.perf_counter()
-        found = pixelkiln.measure(model, num=args.n, metrics=["fd", "recall", "precision", "accuracy"], solver=name, steps=steps, guidance=guidance)
+        found = pixelkiln.measure(model, num=args.n, ask=pixelkiln.Ask(("fd", "recall", "precision", "accuracy")), solver=name, steps=steps, guidance=guidance)
         scores = {r.name: round(r.value, 4) for r in found.report.results}
         rows.append({"solver": name, "steps": steps, "evaluations": solver(name).evaluations(steps), "guidance": guidance, **scores})
         print(rows[-1], f"{time.perf_counter() - start:.0f} s", flush=True)

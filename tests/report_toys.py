@@ -112,8 +112,8 @@ class Corners:
     def features(self, images: Tensor, /) -> Tensor:
         return images[:, 0, 0, :2].float()
 
-    def features_of(self, data: Set, /) -> Tensor:
-        return self.features(data.images)
+    def features_of(self, data: Set, rows: Tensor | None = None, /) -> Tensor:
+        return self.features(data.images if rows is None else data.images[rows])
 
 
 def data(split: str, n: int) -> Set:

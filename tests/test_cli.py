@@ -15,8 +15,11 @@ import pytest
 import torch
 
 from pixelkiln.cli.main import main
-from pixelkiln.core.images import read_image
+from pixelkiln.core.images import read_image, to_uint8
 from pixelkiln.core.runs import Run
+from pixelkiln.data import open_source
+from pixelkiln.engine.sample import load
+from pixelkiln.engine.scores import DEFAULT, METRICS
 
 TINY = ["--size", "tiny", "--quiet", "--precision", "fp32"]
 
@@ -125,7 +128,7 @@ def test_evaluate_a_run_and_its_samples(runs: Path, tmp_path: Path, capsys: pyte
     assert "FID" not in printed
     assert "reference: digits train" in printed
     scores = json.loads((tmp_path / "e.json").read_text())
-    assert {m["name"] for m in scores["metrics"]} == {"fd", "kd", "precision", "recall", "density", "coverage", "accuracy"}
+    assert {m["name"] for m in scores["metrics"]} == set(DEFAULT)
     assert all(m["floor"] is not None and m["protocol"]["seed"] == 0 for m in scores["metrics"])
     assert "coverage" in (runs / "ddpm" / "report.html").read_text()
     assert pixelkiln("sample", runs / "ddpm", "--out", tmp_path / "s.npz", "-n", 60, "--steps", 3, "--quiet") == 0
@@ -139,6 +142,43 @@ def test_evaluate_gives_a_likelihood_where_there_is_one(runs: Path, tmp_path: Pa
     assert np.isfinite(found["nats"])
     assert found["of"]
     assert found["kind"]
+
+
+def test_evaluate_reconstructions_edits_and_paths(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pairs: reconstructions of a method that encodes, edits beside their sources; paths where there is a latent space."""
+
+    def scores(run: str, names: str, *more: object) -> dict[str, dict[str, object]]:
+        args = ("--metrics", names, "-n", 24, "--json", tmp_path / "e.json", "--quiet", *more)
+        assert pixelkiln("evaluate", runs / run, *args) == 0
+        return {m["name"]: m for m in json.loads((tmp_path / "e.json").read_text())["metrics"]}
+
+    found = scores("vae", "ssim,psnr,pd,ms-ssim,ppl", "--precision", "fp32")
+    assert set(found) == {"psnr", "ssim", "ms-ssim", "pd", "ppl"}
+    assert found["psnr"]["value"] > 8
+    assert 0 < found["ssim"]["value"] < 1
+    assert found["ms-ssim"]["protocol"]["scales"] == 1  # of 16 pixels
+    assert found["ppl"]["value"] > 0
+    run = load(runs / "vae", precision="fp32")
+    test = open_source("digits", run.opened.stage.data, "test").images[:24]
+    back = to_uint8(run.method.decode(run.method.encode(test.float() / 127.5 - 1)).detach().clamp(-1, 1))  # type: ignore[attr-defined, operator]
+    mse = (back.double() - test.double()).square().flatten(1).mean(1)
+    assert found["psnr"]["value"] == pytest.approx(float((10 * torch.log10(255**2 / mse)).mean()), rel=1e-3)
+    edits = scores("sdedit", "ssim,fd", "--strength", 0.4, "--steps", 3)
+    assert edits["ssim"]["protocol"]["of"] == "edits, beside their sources"
+    assert edits["fd"]["protocol"]["N"] == 24
+    for name, run_name, missing in (("psnr", "ddpm", "neither encodes"), ("ppl", "sdedit", "no latent space")):
+        assert pixelkiln("evaluate", runs / run_name, "--metrics", name, "-n", 6, "--quiet") == 2
+        assert missing in capsys.readouterr().err
+
+
+def test_evaluate_help_lists_every_score(capsys: pytest.CaptureFixture[str]) -> None:
+    assert pixelkiln("evaluate", "--help") == 0
+    printed = capsys.readouterr().out.splitlines()
+    for name in METRICS:
+        (line,) = [row for row in printed if row.startswith(f"  * {name} ") or row.startswith(f"    {name} ")]
+        assert ("*" in line) == (name in DEFAULT)
+    assert pixelkiln("evaluate", "x.npz", "--data", "digits", "--metrics", "fdd") == 2
+    assert "did you mean fd" in capsys.readouterr().err
 
 
 def test_show_and_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,9 @@ from conftest import shared_data
 from pixelkiln.core.rng import permutation
 from pixelkiln.core.types import ImageShape, UserError
 from pixelkiln.data import ImageSet, open_source
-from pixelkiln.engine.evaluate import METRICS, evaluate
+from pixelkiln.engine.evaluate import evaluate
 from pixelkiln.engine.features import Extractor, ExtractorConfig, conform, extractor_for
+from pixelkiln.engine.scores import DEFAULT
 from pixelkiln.metrics import Report
 from pixelkiln.nets.classifier import Classifier
 
@@ -211,7 +212,7 @@ def test_fd_orders_real_blurred_noisy(extractor: Extractor) -> None:
 
 def test_the_floor_is_the_score_of_the_test_split(extractor: Extractor) -> None:
     report = score(extractor, TEST.images, TEST.labels)
-    assert [r.name for r in report.results] == list(METRICS)
+    assert [r.name for r in report.results] == list(DEFAULT)
     for r in report.results:
         exact = {"abs": 3 * (r.error or 0)} if r.name == "kd" else {"rel": 1e-5}  # kd: other random subsets
         assert r.floor == pytest.approx(r.value, **exact)
@@ -265,7 +266,7 @@ def test_scores_do_not_depend_on_the_order_of_samples(extractor: Extractor) -> N
     order = permutation(len(TEST), 1)
     assert TEST.labels is not None
     a, b = score(extractor, TEST.images, TEST.labels), score(extractor, TEST.images[order], TEST.labels[order])
-    for name in METRICS:
+    for name in DEFAULT:
         tolerance = 3 * (a[name].error or 0) if name == "kd" else 1e-4
         assert a[name].value == pytest.approx(b[name].value, abs=tolerance)
 

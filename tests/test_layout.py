@@ -29,7 +29,7 @@ ALLOWED = {
     "cli": {"core", "data", "metrics", "engine"},
     "": {"core", "data", "engine", "cli"},
 }
-MAY_OPEN = {"core/files.py", "core/runs.py", "core/images.py", "engine/log.py"}
+MAY_OPEN = {"core/download.py", "core/files.py", "core/runs.py", "core/images.py", "engine/log.py"}
 FORBIDDEN = {"pickle", "torchvision", "dill", "joblib", "yaml"}
 
 
@@ -121,7 +121,9 @@ def test_no_pickle_no_torchvision_no_exec_and_files_only_where_they_belong(name:
             assert (node.module or "").split(".")[0] not in FORBIDDEN, name
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in ("eval", "exec", "torch.load", "torch.save"), f"{name}: {called}"
+            assert called not in ("eval", "exec", "torch.save"), f"{name}: {called}"
+            if called == "torch.load":  # one published file, after its hash was checked
+                assert name == "engine/inception.py" and "weights_only=True" in ast.unparse(node), name
             if called == "np.load":
                 assert "allow_pickle=False" in ast.unparse(node), name
             if called in ("open", "print") and room(name) not in ("data", "cli"):

@@ -15,16 +15,16 @@ from .core.version import __version__
 
 if TYPE_CHECKING:
     from .data import ImageSet, open_source
-    from .engine.measure import Measured, measure, measure_images
+    from .engine.measure import Ask, Measured, measure, measure_images
     from .engine.sample import Trained, load
     from .engine.train import Budget, Order, train
     from .engine.where import Where
 
-__all__ = ["Budget", "ImageSet", "Measured", "Order", "Trained", "UserError", "Where", "__version__", "load", "measure", "measure_images", "open_source", "train"]
+__all__ = ["Ask", "Budget", "ImageSet", "Measured", "Order", "Trained", "UserError", "Where", "__version__", "load", "measure", "measure_images", "open_source", "train"]
 
 HOMES = {
     "data": ("ImageSet", "open_source"),
-    "engine.measure": ("Measured", "measure", "measure_images"),
+    "engine.measure": ("Ask", "Measured", "measure", "measure_images"),
     "engine.sample": ("Trained", "load"),
     "engine.train": ("Budget", "Order", "train"),
     "engine.where": ("Where",),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import UserError
 from ..core.files import write_json
-from .options import access, add_access, add_machine, parents, whole
+from .options import Formatter, access, add_access, add_machine, count, parents, whole
 from .sample import add_knobs, knobs
 
 if TYPE_CHECKING:
@@ -23,7 +23,19 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of `evaluate`."""
     parser.add_argument("samples", metavar="RUN|DIR|F.npz", help="a run folder (which is sampled first), or images")
     parser.add_argument("--data", metavar="SRC", help="the real images (default for a run: what it was trained on)")
-    parser.add_argument("--metrics", metavar="A,B", help="fd, kd, precision, recall, density, coverage, accuracy (default: all that apply)")
+    parser.formatter_class = Listing
+    plain = parser.format_help
+
+    def with_scores() -> str:  # the list needs torch, which only this help waits for
+        parser.epilog = metrics_help()
+        return plain()
+
+    parser.format_help = with_scores  # type: ignore[method-assign]
+    parser.add_argument("--metrics", metavar="A,B", help="names from the list below (default: those with a star that apply)")
+    parser.add_argument("--extractor", metavar="NAME", help="cnn (default: trained once per data set), inception, inception-tf, dinov2, clip, FILE.ts or "
+                        "module:function (which run code: name your own only)")
+    parser.add_argument("--weights", metavar="W", help="of the extractor: a file for inception, a folder or a name on the Hub for dinov2 and clip")
+    parser.add_argument("--bootstrap", type=count, default=0, metavar="N", help="half-samples behind an interval of 95 %% for each score (100 is plenty)")
     parser.add_argument("-n", type=whole, default=2000, metavar="N", help="samples to draw from a run")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of the metrics' subsets")
     parser.add_argument("--label", metavar="K", help="classes of the samples; default: as in the training data")
@@ -32,6 +44,22 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_knobs(parser)
     add_access(parser)
     add_machine(parser)
+
+
+class Listing(Formatter):
+    """Help whose last part keeps its lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+def metrics_help() -> str:
+    """All scores, one line each."""
+    from ..engine.scores import DEFAULT, METRICS
+
+    lines = [f"  {'*' if name in DEFAULT else ' '} {name:<13} {m.about} ({'closest to the floor' if m.better == 'as the floor' else m.better} is best)"
+             for name, m in METRICS.items()]
+    return "\n".join(["scores (* measured by default; FID, KID, IS and CMMD are fd, kd, cs and mmd with the published extractor):", *lines])
 
 
 def table(report: Report) -> Table:
@@ -51,23 +79,26 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print, and bring the run's report up to date."""
     from rich.console import Console
 
+    from ..engine.evaluate import named
     from ..engine.log import Log
-    from ..engine.measure import measure, measure_images
+    from ..engine.measure import Ask, measure, measure_images
     from ..engine.parallel import joined
     from ..engine.sample import load
 
     first, path = joined().first, Path(args.samples)
     log = Log(args.quiet or not first)
     names = args.metrics.split(",") if args.metrics else None
+    named(names or [])
+    ask = Ask(names, args.seed, args.extractor, args.weights, args.bootstrap, args.iw)
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
-        found = measure(trained, args.data, args.n, args.seed, args.label, names, args.iw, log, access(args), **knobs(args))
+        found = measure(trained, args.data, args.n, ask, args.label, log, access(args), **knobs(args))
         if not first:
             return 0
     elif not first:
         return 0
     elif args.data:
-        found = measure_images(path, args.data, args.seed, names, log, access(args))
+        found = measure_images(path, args.data, ask, log, access(args))
     else:
         raise UserError("against which real images? add --data SRC")
     Console().print(table(found.report))

@@ -12,7 +12,7 @@ from ..core.errors import UserError
 if TYPE_CHECKING:
     from ..engine.access import Access
 
-__all__ = ["Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "some", "whole"]
+__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "count", "parents", "seconds", "size", "some", "whole"]
 
 
 class Parser(argparse.ArgumentParser):

@@ -24,7 +24,7 @@ from .config import apply, flat_fields, from_json, nearest, parse, to_json
 from .recipe import Recipe, Stage
 from .types import UserError
 
-__all__ = ["builtin", "find", "override", "recipes_in", "stages_from_json", "stages_to_json"]
+__all__ = ["builtin", "find", "module_of", "override", "recipes_in", "stages_from_json", "stages_to_json"]
 
 ROOMS = ("pixelkiln.methods", "pixelkiln.edit")
 Maker = Callable[..., Recipe]
@@ -59,7 +59,7 @@ def _modules(holding: str = "") -> Iterator[str]:
                 yield info.name
 
 
-def _user_module(name: str) -> ModuleType:
+def module_of(name: str) -> ModuleType:
     """A user's module by dotted name (the working directory counts) or by path."""
     path = Path(name)
     if path.suffix == ".py":
@@ -88,7 +88,7 @@ def find(name: str) -> Maker:
     """The recipe function for a name; an unknown one gets the nearest names (UserError)."""
     if ":" in name:
         module_name, _, function = name.rpartition(":")
-        made = recipes_in(_user_module(module_name))
+        made = recipes_in(module_of(module_name))
         wanted = function.replace("_", "-")
         if wanted not in made:
             raise UserError(f"{module_name} has no recipe {function!r} (a function annotated '-> Recipe'); {nearest(wanted, made)}")

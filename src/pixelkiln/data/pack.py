@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.files import cache_dir, fsync_dir, read_tensors, write_tensors
+from ..core.files import cache_dir, fsync, read_tensors, write_tensors
 from ..core.types import UserError
 from .encoded import Encoded, Source, Span, content
 from .zips import Zipped
@@ -74,7 +74,7 @@ def _write(path: Path, items: Sequence[Encoded]) -> list[int]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-        fsync_dir(path.parent)
+        fsync(path.parent)
         write_tensors(path.with_suffix(".safetensors"), {"ends": torch.tensor(ends)})
     except OSError as error:
         raise UserError(f"{path.parent} cannot take a copy of the encoded images ({error.strerror}): {remedy}") from None

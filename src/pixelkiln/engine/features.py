@@ -1,24 +1,24 @@
 """The default feature extractor: a small classifier, trained once per data set and kept. Its Frechet distance is `fd`, never "FID".
 
-Folder of one extractor, under $PIXELKILN_CACHE/extractors: weights.safetensors and features-<data>-<weights>.safetensors, each with a
-JSON card beside it that holds its SHA-256. What does not match its card is made again.
+Folder of one extractor, under $PIXELKILN_CACHE/extractors: weights.safetensors, features-* and statistics-*.safetensors, each with a JSON
+card beside it that holds its SHA-256. What does not match its card is made again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.files import cache_dir as default_cache
-from ..core.files import locked, read_json, read_tensors, sha256, write_json, write_tensors
+from ..core.files import locked, sha256
 from ..core.images import from_uint8
 from ..core.rng import generator, permutation, seed_all
 from ..core.types import ImageShape, UserError
@@ -26,6 +26,7 @@ from ..data import ImageSet
 from ..data.prepare import resize, to_channels
 from ..metrics import Moments, accuracy
 from ..nets.classifier import Classifier
+from .kept import keep, recall, writable
 
 __all__ = ["Extractor", "ExtractorConfig", "conform", "extractor_for"]
 
@@ -79,8 +80,11 @@ class Extractor:
     """Features and predictions of 8-bit images, in fp32 and evaluation mode, on the CPU, whatever the batch and the caller's autocast.
 
     name: "cnn-<digest>", or "cnn-kmeans16-<digest>" where the training images had no labels; weights: digest of the weights;
-    shape: what every image is converted to; classes: () for clusters; accuracy: on the real test split, None if unknown.
+    It is a `FeatureExtractor`. shape: what every image is converted to; classes: () for clusters; accuracy: on the real test split, None if unknown.
     """
+
+    suffix = ""
+    quoted: Mapping[str, str] = {}
 
     def __init__(self, name: str, net: Classifier, shape: ImageShape, classes: tuple[str, ...], folder: Path, weights: str) -> None:
         self.name, self.shape, self.classes, self.folder, self.weights = name, shape, classes, folder, weights
@@ -91,6 +95,18 @@ class Extractor:
     def dim(self) -> int:
         """Number of features d."""
         return self.net.dim
+
+    @property
+    def num_classes(self) -> int:
+        """Classes or clusters."""
+        return self.net.head.out_features
+
+    def how(self, shape: Sequence[int]) -> str:
+        """What `conform` does to an image (C, H, W), in words."""
+        (c, h, w), (channels, height, width) = shape, self.shape
+        if tuple(shape) == tuple(self.shape):
+            return "none"
+        return f"{h}x{w}x{c} to {height}x{width}x{channels}, antialiased bicubic, 8 bits"
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 (N, C, H, W) of any size -> float32 (N, d); scaled so that the training images' total variance is about d."""
@@ -107,20 +123,38 @@ class Extractor:
         """uint8 (N, C, H, W) -> class (or cluster) int64 (N,)."""
         return self.classify(self.features(images))
 
-    def features_of(self, data: ImageSet) -> Tensor:
-        """`features` of a whole set, kept by the digests of the set and of the weights."""
-        file = self.folder / f"features-{data.digest()[:16]}-{self.weights}.safetensors"
-        found = _recall(file)
+    def features_of(self, data: ImageSet, rows: Tensor | None = None) -> Tensor:
+        """`features` of a set, or of its rows (n,), kept by the digests of the set, the rows and the weights: n d floats, for what is bounded."""
+        which = "" if rows is None else "-" + hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]
+        file = self.folder / f"features-{data.digest()[:16]}{which}-{self.weights}.safetensors"
+        found = recall(file)
         if found is None:
-            found = {"features": torch.cat([self.features(part) for part in data.parts(PART)])}
-            _keep(file, found, {"data": data.name, "split": data.split, "digest": data.digest(), "extractor": self.name})
+            parts = data.parts(PART) if rows is None else (data.images_of(part) for part in torch.split(rows, PART))
+            found = {"features": torch.cat([self.features(part) for part in parts])}
+            keep(file, found, {"data": data.name, "split": data.split, "digest": data.digest(), "extractor": self.name})
         return found["features"]
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Features (N, d) -> p(class or cluster) (N, num_classes)."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            return self.net.classify(features).softmax(1)
+
+    def stages(self, x: Tensor) -> Sequence[Tensor]:
+        """Maps after each convolution of images (N, C, H, W) in [-1, 1] of any size; differentiable."""
+        channels, height, width = self.shape
+        x = x.mean(1, keepdim=True) if channels == 1 else x.expand(-1, channels, -1, -1)
+        if x.shape[2:] != (height, width):
+            x = F.interpolate(x, (height, width), mode="bicubic", align_corners=False, antialias=True)
+        found = []
+        for layer in self.net.body:
+            found.append(x := layer(x))
+        return found
 
     def accuracy_on(self, data: ImageSet) -> float | None:
         """Share of a labeled set that is recognized; None without labels or if this extractor knows clusters only."""
-        if data.labels is None or not self.classes:
+        if data.labels is None or not self.classes or not len(data):
             return None
-        return accuracy(predicted=self.classify(self.features_of(data)), labels=data.labels.cpu())
+        return accuracy(predicted=torch.cat([self.predict(part) for part in data.parts(PART)]), labels=data.labels.cpu())
 
 
 def extractor_for(
@@ -151,7 +185,7 @@ def extractor_for(
         seed_all(config.seed, "extractor")
         net = Classifier(shape, num_classes, config.width)
         if not _restore(net, file):
-            _writable(folder)
+            writable(folder)
             with locked(folder / ".lock", wait=True):  # two processes that want the same one train it once
                 if not _restore(net, file):
                     if file.exists():
@@ -160,7 +194,7 @@ def extractor_for(
                     labels = reference.labels.cpu() if labeled and reference.labels is not None else _clusters(images, num_classes, config.seed)
                     _train(net, images, labels, config, say)
                     facts = {"name": name, "data": reference.name, "digest": reference.digest(), "version": VERSION}
-                    _keep(file, net.state_dict(), {**facts, **asdict(config)})
+                    keep(file, net.state_dict(), {**facts, **asdict(config)})
     extractor = Extractor(name, net, shape, reference.classes if labeled else (), folder, sha256(file)[:8])
     if test is not None:
         extractor.accuracy = extractor.accuracy_on(test)
@@ -174,31 +208,11 @@ def _canonical(reference: ImageSet) -> ImageShape:
     return ImageShape(channels, max(1, round(height * ratio)), max(1, round(width * ratio)))
 
 
-def _keep(file: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    write_tensors(file, tensors)
-    write_json(file.with_suffix(".json"), {**facts, "sha256": sha256(file)})
-
-
-def _recall(file: Path) -> dict[str, Tensor] | None:
-    """What `_keep` wrote, None if it is not there or not what its card says."""
-    try:
-        return read_tensors(file) if read_json(file.with_suffix(".json"))["sha256"] == sha256(file) else None
-    except (UserError, OSError, KeyError, TypeError):
-        return None
-
-
 def _restore(net: Classifier, file: Path) -> bool:
-    found = _recall(file)
+    found = recall(file)
     if found is not None:
         net.load_state_dict(found)
     return found is not None
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{folder} cannot be made ({e.strerror}): set PIXELKILN_CACHE to a folder that can be written") from None
 
 
 def _clusters(images: Tensor, num: int, seed: int) -> Tensor:

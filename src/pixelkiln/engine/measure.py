@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,24 @@ from torch import Tensor
 from ..core.files import refuse_pickle
 from ..core.protocols import Likelihood
 from ..core.recipe import DataConfig
-from ..core.types import Ability, UserError
-from ..data import ImageSet, open_source
+from ..core.types import Ability, Request, UserError
+from ..data import ImageSet
 from ..metrics.result import Report
 from .access import Access
-from .evaluate import evaluate
-from .features import extractor_for
+from .evaluate import check, chosen, score
 from .likelihood import likelihood
 from .log import Log
+from .named import extractor_named
+from .pairs import Pairs, path_result, reconstructions
 from .publish import data_of, publish, save_evaluation
 from .sample import Trained, generate
+from .scores import METRICS
+from .statistics import Statistics
 
-__all__ = ["Measured", "measure", "measure_images", "reference"]
+__all__ = ["Ask", "Measured", "measure", "measure_images", "reference"]
+
+PART = 1000  # samples drawn and measured at a time
+PATHS = 500  # of a perceptual path length
 
 
 @dataclass(frozen=True)
@@ -53,46 +59,111 @@ def reference(source: str, trained: Trained | None = None, access: Access = Acce
         return data_of(trained, source, access)
 
 
-def measure(trained: Trained, source: str | None = None, num: int = 2000, seed: int = 0, label: Any = None, metrics: Sequence[str] | None = None,
-            importance: int = 100, log: Log | None = None, access: Access = Access(), **knobs: Any) -> Measured:
-    """Sample a run and score it; against its own data and with all metrics, the run's report is brought up to date.
+@dataclass(frozen=True)
+class Ask:
+    """What is to be measured and how. metrics: names, None for the default ones; extractor, weights: as `extractor_named`; num_bootstrap:
+    half-samples behind an interval, 0 for none; importance: samples of a likelihood that is a bound."""
 
-    source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data);
-    importance: samples of a likelihood that is a bound; knobs: as `Trained.sample`. Several processes share the sampling; the first
-    scores, and the others get an empty report.
+    metrics: Sequence[str] | None = None
+    seed: int = 0
+    extractor: str | None = None
+    weights: str | None = None
+    num_bootstrap: int = 0
+    importance: int = 100
+
+    @property
+    def usual(self) -> bool:
+        """Whether this is what a run's report shows."""
+        return not self.metrics and self.extractor in (None, "cnn")
+
+
+def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: Ask = Ask(), label: Any = None,
+            log: Log | None = None, access: Access = Access(), **knobs: Any) -> Measured:
+    """Sample a run, some images at a time, and score it; against its own data and as usual, the run's report is brought up to date.
+
+    source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data); knobs: as
+    `Trained.sample`. An editing method is given test images, in turn, and scores of pairs compare its images with them. Several processes
+    share the sampling; the first scores, and the others get an empty report.
     """
     log = log or Log(quiet=True)
     own = data_of(trained, source, access)
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
-    first = trained.where.team.first
-    extractor = extractor_for(train, test, log=log.say) if first else None
-    turned = own[1].images_of(torch.arange(num) % len(own[1])) if Ability.SOURCE in trained.method.abilities else None
-    request = trained.request(num, seed, label, None, turned, **knobs)
+    edits = Ability.SOURCE in trained.method.abilities
+    whole = trained.request(num, ask.seed, label, **knobs)
+    if edits and label is None:  # each test image as it is
+        whole = replace(whole, cond=replace(whole.cond, label=None))
+    labels = whole.cond.label if train.classes else None
+    todo = trained.where.team.agree(lambda: _todo(ask, num, labels, train, edits, log))
+    if not trained.where.team.first:
+        for request, _ in _parts(whole, own[1] if edits else None) if todo["draw"] else ():
+            generate(trained.method, request, trained.where)
+        return Measured(Report(()), {})
+    names, pairs, paths = todo["names"], todo["pairs"], todo["paths"]
+    extractor = extractor_named(ask.extractor, train, ask.weights, log.say)
+    beside = Pairs(pairs, extractor)
+    fake = Statistics(extractor, train.info.shape, ask.seed)
     start = time.perf_counter()
     with log.meter("sample", num, unit="images") as meter:
-        images = generate(trained.method, request, trained.where, done=meter.at)
-    if extractor is None:
-        return Measured(Report((), ()), {})
-    log.say(f"{num} samples at {num / (time.perf_counter() - start):.1f} images/s")
-    report = evaluate(images, request.cond.label, train, test, extractor, metrics, seed)
+        for request, sources in _parts(whole, own[1] if edits else None) if todo["draw"] else ():
+            images = generate(trained.method, request, trained.where)
+            fake.update(images, labels=None if labels is None else request.cond.label)
+            if sources is not None and pairs:
+                beside.update(sources, images)
+            meter.at(len(fake))
+    if len(fake):
+        log.say(f"{num} samples at {num / (time.perf_counter() - start):.1f} images/s, measured as they came")
+    report = score(fake, tuple(trained.method.shape), train, test, names, ask.num_bootstrap) if names else Report(())
+    if pairs and not edits:
+        for x, y in reconstructions(trained, own[1], num):
+            beside.update(x, y)
+    of = "edits, beside their sources" if edits else "reconstructions of test images"
+    more = beside.results({"of": of}) + [path_result(trained, extractor, min(num, PATHS), ask.seed, label) for _ in paths]
+    report = Report((*report.results, *more), report.warnings)
     nats: dict[str, Any] = {}
-    if isinstance(trained.method, Likelihood) and not metrics:
-        nats = likelihood(trained.method, own[1], importance, seed, trained.where)
+    if isinstance(trained.method, Likelihood) and not ask.metrics:
+        nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
     found = Measured(report, nats)
-    if metrics or source is not None:
+    if not ask.usual or source is not None:
         return found
     save_evaluation(trained, found.to_json())
     return Measured(report, nats, publish(trained, *own, extractor))
 
 
-def measure_images(path: Path | str, source: str, seed: int = 0, metrics: Sequence[str] | None = None, log: Log | None = None,
-                   access: Access = Access()) -> Measured:
-    """Score a folder of images or an .npz against the real images of a source."""
+def _todo(ask: Ask, num: int, labels: Tensor | None, train: ImageSet, edits: bool, log: Log) -> dict[str, Any]:
+    """Scores of sets (names), of pairs and of paths, and whether samples are drawn for them; what cannot be scored is refused."""
+    extractor = extractor_named(ask.extractor, train, ask.weights, log.say)
+    asked = chosen(ask.metrics, labels is not None, extractor)
+    kinds = {name: METRICS[name].needs for name in asked}
+    pairs, paths = ([n for n in asked if kinds[n] == kind] for kind in ("pairs", "paths"))
+    names = [n for n in asked if n not in (*pairs, *paths)]
+    check(names, num, labels, train, extractor)
+    return {"names": names, "pairs": pairs, "paths": paths, "draw": bool(names or (pairs and edits))}
+
+
+def _parts(whole: Request, sources: ImageSet | None) -> Iterator[tuple[Request, Tensor | None]]:
+    """An order, some samples at a time, with the source images uint8 of an editing method, test images in turn."""
+    for start in range(0, len(whole.seeds), PART):
+        part = whole.take(slice(start, start + PART))
+        if sources is None:
+            yield part, None
+            continue
+        images = sources.images_of(torch.arange(start, start + len(part.seeds)) % len(sources))
+        yield replace(part, cond=replace(part.cond, source=images.float() / 127.5 - 1)), images
+
+
+def measure_images(path: Path | str, source: str, ask: Ask = Ask(), log: Log | None = None, access: Access = Access()) -> Measured:
+    """Score a folder of images or an .npz, some images at a time, against the real images of a source."""
     refuse_pickle(Path(path))
     train, test = reference(source, access=access, log=log)
-    found = open_source(path, split="all")
-    extractor = extractor_for(train, test, log=(log or Log(quiet=True)).say)
-    return Measured(evaluate(found.images_of(torch.arange(len(found))), _renamed(found, train), train, test, extractor, metrics, seed), {})
+    found = access.open(str(path), split="all")
+    extractor = extractor_named(ask.extractor, train, ask.weights, (log or Log(quiet=True)).say)
+    labels = _renamed(found, train)
+    names = chosen(ask.metrics, labels is not None, extractor)
+    check(names, len(found), labels, train, extractor)
+    fake = Statistics(extractor, train.info.shape, ask.seed)
+    for rows in torch.split(torch.arange(len(found)), PART):
+        fake.update(found.images_of(rows), rows, None if labels is None else labels[rows])
+    return Measured(score(fake, tuple(found.info.shape), train, test, names, ask.num_bootstrap), {})
 
 
 def _renamed(found: ImageSet, train: ImageSet) -> Tensor | None:

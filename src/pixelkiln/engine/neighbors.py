@@ -90,7 +90,7 @@ def neighbors_panel(context: ReportContext) -> str:
     if context.extractor is not None:
         extractor = context.extractor
         with torch.autocast(context.method.device.type, enabled=False):
-            features = (extractor.features(images), extractor.features_of(context.test)[some], extractor.features_of(context.train)[rows])
+            features = (extractor.features(images), extractor.features(context.test.images[some]), extractor.features_of(context.train, rows))
         spaces.append(_space("features", [f.cpu().flatten(1) for f in features], 1.0))
     cards = []
     for k, sample in enumerate(images):

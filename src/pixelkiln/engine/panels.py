@@ -67,10 +67,10 @@ class Images(Protocol):
 
 
 class Extractor(Protocol):
-    """features: uint8 images (N, C, H, W) -> (N, F). features_of: the same of a whole data set, which may have been kept."""
+    """features: uint8 images (N, C, H, W) -> (N, F). features_of: the same of a data set or its rows, which may have been kept."""
 
     def features(self, images: Tensor, /) -> Tensor: ...
-    def features_of(self, data: Any, /) -> Tensor: ...
+    def features_of(self, data: Any, rows: Tensor | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)

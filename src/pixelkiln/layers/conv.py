@@ -82,15 +82,15 @@ class _Conv(torch.autograd.Function):
     """y = columns(x) W^T. Its backward is made of differentiable operations, so that penalties on gradients work."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, win: Window) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, w: Tensor, win: Window) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.win = win
         return images(columns(x, win) @ weights(w).t(), (len(x), win.small(x.shape[2]), win.small(x.shape[3])))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w = ctx.saved_tensors
-        dx = fold(flat(grad) @ weights(w), *grad.shape[2:], ctx.win) if ctx.needs_input_grad[0] else None
+        dx = fold(flat(grad) @ weights(w), grad.shape[2], grad.shape[3], ctx.win) if ctx.needs_input_grad[0] else None
         return dx, gradient(x, grad, ctx.win) if ctx.needs_input_grad[1] else None, None
 
 
@@ -99,15 +99,15 @@ class _ConvTranspose(torch.autograd.Function):
     """y = fold(x W), the transpose of `_Conv`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, win: Window) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, w: Tensor, win: Window) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.win = win
-        return fold(flat(x) @ weights(w), *x.shape[2:], win)
+        return fold(flat(x) @ weights(w), x.shape[2], x.shape[3], win)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w = ctx.saved_tensors
-        dx = images(columns(grad, ctx.win) @ weights(w).t(), (len(x), *x.shape[2:])) if ctx.needs_input_grad[0] else None
+        dx = images(columns(grad, ctx.win) @ weights(w).t(), (len(x), x.shape[2], x.shape[3])) if ctx.needs_input_grad[0] else None
         return dx, gradient(grad, x, ctx.win) if ctx.needs_input_grad[1] else None, None
 
 

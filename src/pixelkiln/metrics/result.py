@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Estimate", "Report", "Result", "accuracy"]
 
-Better = Literal["lower", "higher"]
+Better = Literal["lower", "higher", "as the floor"]
 
 
 def accuracy(*, predicted: Tensor, labels: Tensor) -> float:
@@ -31,7 +31,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """One score. floor: what the real test split scores under the same protocol (None: there is none); error: one standard error."""
+    """One score. floor: what the real test split scores under the same protocol (None: there is none); error: one standard error;
+    interval: 95 % of the score of infinitely many samples."""
 
     name: str
     value: float
@@ -39,9 +40,11 @@ class Result:
     floor: float | None
     protocol: Mapping[str, str | int | float]
     error: float | None = None
+    interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" +/- {self.error:.2g}"
+        error += "" if self.interval is None else f" [{self.interval[0]:.4g}, {self.interval[1]:.4g}]"
         floor = "no floor" if self.floor is None else f"floor {self.floor:.4g}"
         protocol = ", ".join(f"{k} {v}" for k, v in self.protocol.items())
         return f"{self.name} {self.value:.4g}{error} ({floor}; {self.better} is better; {protocol})"
@@ -72,6 +75,7 @@ class Report:
         for r in self.results:
             own = ", ".join(f"{k} {v}" for k, v in r.protocol.items() if k not in shared)
             value = f"{r.value:.4g}" + ("" if r.error is None else f" ± {r.error:.2g}")
+            value += "" if r.interval is None else f" [{r.interval[0]:.4g}, {r.interval[1]:.4g}]"
             floor = "–" if r.floor is None else f"{r.floor:.4g}"
             rows.append({"metric": r.name, "value": value, "floor": floor, "better": r.better, "protocol": own})
         return rows
