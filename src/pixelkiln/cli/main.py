@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with processes() as first:
             args = build(argv).parse_args(argv)
+            if "device" in args:  # a verb that computes
+                importlib.import_module("..engine.memory", __package__).keep_memory()
             return int(verb_module(args.verb).run(args)) if first or args.verb in SHARED else 0
     except KeyboardInterrupt:
         return 130
