@@ -1,8 +1,9 @@
-"""Write the tables of speed from the newest result of speed.py into README.md and docs/speed.md, between their markers.
+"""Write the tables of speed and of MNIST from the newest results of speed.py and mnist.py into the pages that show them, between their markers.
 
     python benchmarks/tables.py [--result benchmarks/results/DATE-speed.json] [--check]
 
-A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine.
+A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine;
+and the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->.
 --check writes nothing and ends with status 1 where a page is not as it would be written.
 """
 
@@ -90,17 +91,50 @@ def summary(found: Result) -> str:
     return table(["what", "pixelkiln, images/s", "which is", "share of the matrix rate"], rows)
 
 
+PEERS = {  # rows of mnist.py, as a reader knows them
+    "ddpm": "`pixelkiln train ddpm`", "vae": "`pixelkiln train vae`", "vae-mlp": "`pixelkiln train vae-mlp`", "dcgan": "`pixelkiln train dcgan`",
+    "pca": "`pixelkiln train pca`", "diffusers": "diffusers' `UNet2DModel`, its training example", "document-diffusion": "the document's diffusion, repaired",
+    "document-vae": "the document's VAE", "document-dcgan": "the document's DCGAN",
+}
+
+
+def mnist(found: Result) -> str:
+    """Every file of samples of every program."""
+    rows = []
+    for r in found["rows"]:
+        for stem, scores in r["scores"].items():
+            n = scores["protocol"]["N"]
+            fd, accuracy = scores["fd"], scores.get("accuracy")
+            made = f"{r['images_per_s']:,.0f}" if r["images_per_s"] else "–"
+            drawn = number(r["sample_images_per_s"]) if n == r["n"] else "–"
+            rows.append([PEERS[r["name"]] + (f" ({stem.split('-', 1)[1]} of them)" if n != r["n"] else ""), f"{r['minutes']:g} min" if r["images_per_s"] else "closed form", f"{n:,}",
+                         f"{fd['value']:.2f} ({fd['floor']:.2f})", f"{accuracy['value']:.1%}" if accuracy else "–", f"{scores['precision']['value']:.2f}",
+                         f"{scores['recall']['value']:.2f}", made, drawn])
+    head = ["program", "training", "samples", "`fd` (as many real images)", "recognized as its label", "precision", "recall", "training images/s", "sampling images/s"]
+    return table(head, rows)
+
+
 PARTS: dict[str, Callable[[Result], str]] = {"summary": summary, "training": training, "sampling": sampling, "loop": loop, "startup": startup, "machine": machine}
 
 
-def fill(text: str, found: Result) -> str:
-    """The page with every marked part written anew."""
-    for name, write in PARTS.items():
-        pattern = re.compile(rf"(<!-- speed:{name} -->\n).*?(<!-- /speed:{name} -->)", re.DOTALL)
-        if pattern.search(text):
-            body = write(found)
-            text = pattern.sub(lambda m, body=body: f"{m[1]}{body}\n{m[2]}", text)
-    return text
+def put(text: str, mark: str, write: Callable[[], str]) -> str:
+    """The page with a marked part written anew."""
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    return pattern.sub(lambda m: f"{m[1]}{write()}\n{m[2]}", text)
+
+
+def newest(kind: str) -> Result | None:
+    """The newest result of a kind."""
+    results = sorted((ROOT / "benchmarks" / "results").glob(f"*-{kind}.json"))
+    return json.loads(results[-1].read_text()) if results else None
+
+
+def fill(text: str, speed: Result | None, scores: Result | None) -> str:
+    """The page with every marked part written anew for which there is a result."""
+    if speed is not None:
+        for name, write in PARTS.items():
+            text = put(text, f"speed:{name}", lambda write=write: write(speed))
+    return text if scores is None else put(text, "mnist:scores", lambda: mnist(scores))
 
 
 def main() -> int:
@@ -108,15 +142,13 @@ def main() -> int:
     p.add_argument("--result", type=Path)
     p.add_argument("--check", action="store_true")
     args = p.parse_args()
-    results = sorted((ROOT / "benchmarks" / "results").glob("*-speed.json"))
-    if args.result is None and not results:
-        sys.exit("no result: run benchmarks/speed.py first")
-    found = json.loads((args.result or results[-1]).read_text())
+    speed = json.loads(args.result.read_text()) if args.result else newest("speed")
+    scores = newest("mnist")
     stale = 0
     for page in PAGES:
         file = ROOT / page
         before = file.read_text(encoding="utf-8") if file.exists() else ""
-        after = fill(before, found)
+        after = fill(before, speed, scores)
         if after != before:
             stale += 1
             print(page)
