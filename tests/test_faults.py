@@ -69,11 +69,12 @@ def test_a_disk_that_is_really_full_leaves_the_older_checkpoint_and_says_how_muc
 
 
 def test_training_on_a_full_disk_ends_in_one_line_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
-    order = Order("vae-mlp", "digits", tmp_path / "disk" / "run", "tiny", Budget(steps=3), changes={"train.save_every": "1", "train.batch": "16"})
+    order = Order("vae-mlp", "digits", tmp_path / "disk" / "run", "tiny", Budget(steps=3),
+                  changes={"train.save_every": "1", "train.sample_every": "9", "train.batch": "16"})
     here, quiet = Where("cpu", "fp32", False, torch.get_num_threads()), Log(quiet=True)
     whole = train(Order("vae-mlp", "digits", tmp_path / "whole", "tiny", order.budget, changes=order.changes), here, log=quiet).checkpoint()
     size = sum(f.stat().st_size for f in whole.path.iterdir())
-    with small_disk(tmp_path / "disk", str(int(1.6 * size))) as disk:
+    with small_disk(tmp_path / "disk", str(size * 7 // 4)) as disk:  # room for one checkpoint, not for two
         with pytest.raises(Unwritable, match="MB are needed"):
             train(order, here, log=quiet)
         assert Run(order.out).checkpoint().step == 1
