@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..core.files import read_json
-from ..engine.publish import facts_for_people
+from ..engine.publish import evaluation_of, facts_for_people
 from ..engine.sample import load
 from .options import add_machine, parents
 
@@ -49,9 +48,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name:>15}  {spark(values)}  {values[0]:.4g} -> {values[-1]:.4g}")
         elif values:
             print(f"{name:>15}  {values[0]:.4g}")
-    file = opened.run.path / "evaluation.json"
-    if file.exists():
-        for m in read_json(file)["metrics"]:
-            floor = "" if m["floor"] is None else f"  (real test images {m['floor']:.4g})"
-            print(f"{m['name']:>15}  {m['value']:.4g}{floor}")
+    for m in (evaluation_of(opened.run) or {"metrics": []})["metrics"]:
+        floor = "" if m["floor"] is None else f"  (real test images {m['floor']:.4g})"
+        print(f"{m['name']:>15}  {m['value']:.4g}{floor}")
     return 0
