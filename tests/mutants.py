@@ -189,6 +189,19 @@ def attempt(kind: str, read: Read, path: Path, mutant: bytes) -> str:
         signal.alarm(0)
 
 
+def survived(kind: str, path: Path, read: Read, whole: bytes, examples: int) -> dict[str, int]:
+    """How many mutants of one file were read, and how many refused."""
+    found = {"read": 0, "refused": 0}
+
+    @settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(st.lists(STEP, min_size=1, max_size=3))
+    def run(steps: list[tuple[str, float, Any]]) -> None:
+        found[attempt(kind, read, path, spoiled(whole, steps))] += 1
+
+    run()
+    return found
+
+
 def everything(examples: int) -> dict[str, dict[str, int]]:
     """All kinds, each with so many mutants."""
     counts: dict[str, dict[str, int]] = {}
@@ -205,17 +218,9 @@ def everything(examples: int) -> dict[str, dict[str, int]]:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
         for kind, path, read in kinds:
-            whole, found = path.read_bytes(), {"read": 0, "refused": 0}
-
-            @settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-            @given(st.lists(STEP, min_size=1, max_size=3))
-            def run(steps: list[tuple[str, float, Any]], kind: str = kind, path: Path = path, read: Read = read, whole: bytes = whole,
-                    found: dict[str, int] = found) -> None:
-                found[attempt(kind, read, path, spoiled(whole, steps))] += 1
-
-            run()
+            whole = path.read_bytes()
+            counts[kind] = survived(kind, path, read, whole, examples)
             path.write_bytes(whole)
-            counts[kind] = found
     finally:
         shutil.rmtree(base)
     return counts

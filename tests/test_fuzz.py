@@ -32,7 +32,7 @@ FUZZ = settings(derandomize=True, deadline=None, database=None, max_examples=150
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.sampled_from([10**400, -1, 0, 1, 2**31, 2**63]), st.floats(), st.text(max_size=20))
 JSON = st.recursive(LEAVES, lambda part: st.one_of(st.lists(part, max_size=4), st.dictionaries(st.text(max_size=8), part, max_size=4)), max_leaves=8)
 WORD = st.one_of(st.text(max_size=30), st.from_regex(r"-?[0-9]{1,30}(\.[0-9]*)?(e-?[0-9]{1,4})?[smhdkM]?", fullmatch=True), st.sampled_from(
-    ["nan", "inf", "-inf", "1e999", "9" * 5000, "9" * 400, "none", "true", "1,2", ",", "()", "[1,2", "0x10", "1_0", "\udcff", "٣", "½"]))
+    ["nan", "inf", "-inf", "1e999", "9" * 5000, "9" * 400, "none", "true", "1,2", ",", "()", "[1,2", "0x10", "1_0", "\udcff", "٣", "½", "²", "-0", "-1"]))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from typing import NoReturn
 
 from ..core.config import nearest
@@ -20,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, "formatter_class": Formatter} | kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Say it in one line and leave with status 2."""
+        """A mistake in one line."""
         found = re.match(r"unrecognized arguments: (\S+)", message)
         if found:
             option = found[1].split("=")[0]
@@ -29,8 +28,7 @@ class Parser(argparse.ArgumentParser):
         if found:
             choices = [c.strip(" '") for c in found[3].split(",")]
             message = f"unknown {found[1]} {found[2]!r}; {nearest(found[2], choices)}"
-        print(f"pixelkiln: {message}", file=sys.stderr)
-        raise SystemExit(2)
+        raise UserError(message)
 
     def known(self) -> list[str]:
         """All long options, those of the verb that was asked for included."""
@@ -62,7 +60,7 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
 def seconds(text: str) -> float:
     """'90s', '10m', '1.5h', '2d' or plain seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
-    if not found or float(found[1]) <= 0:
+    if not found or not 0 < float(found[1]) < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 10m, 1.5h or 2d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 

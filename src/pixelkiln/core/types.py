@@ -14,7 +14,14 @@ __all__ = ["Ability", "Batch", "Condition", "DataInfo", "ImageShape", "Moment", 
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line that says what is wrong and what to do. The command line exits with status 2."""
+    """A mistake of the user's: one line that says what is wrong and what to do. The command line exits with status 2.
+
+    Names come from files of others: what cannot be printed is escaped, and what is too long is cut in the middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in " ".join(message.split()))
+        super().__init__(line if len(line) <= 800 else f"{line[:500]} … {line[-250:]}")
 
 
 @dataclass(frozen=True)

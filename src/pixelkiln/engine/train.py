@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..core.catalog import find, override, stages_to_json
+from ..core.config import from_json
 from ..core.files import write_json
 from ..core.protocols import Update
 from ..core.recipe import DataConfig, Recipe, Stage
@@ -30,6 +31,7 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
     """Train a recipe into order.out, or go on with what is there; returns the run of its last stage."""
     log = log or Log()
     recipe = override(find(order.recipe)(order.size), order.changes)
+    from_json(int, order.seed, "--seed")
     held = Run(order.out)
     with held.hold(log.say):
         return _train(order, recipe, held, where, resume, log)
