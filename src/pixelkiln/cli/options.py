@@ -80,7 +80,7 @@ def access(args: argparse.Namespace) -> Access:
 def seconds(text: str) -> float:
     """'90s', '10m', '1.5h', '2d' or plain seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip().lower())
-    if not found or float(found[1]) <= 0:
+    if not found or not 0 < float(found[1]) < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a time: write 90s, 10m, 1.5h or 2d")
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 

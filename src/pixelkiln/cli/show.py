@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..core.files import read_json
 from .options import add_machine, parents
 
 __all__ = ["add", "run", "spark"]
@@ -32,7 +31,7 @@ def spark(values: Sequence[float], width: int = 48) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Print facts, curves and the newest evaluation."""
-    from ..engine.publish import facts_for_people
+    from ..engine.publish import evaluation_of, facts_for_people
     from ..engine.sample import load
 
     trained = load(args.run, args.device, "fp32", args.recipe, parents(args.parent), layout="channels-last")
@@ -50,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{name:>15}  {spark(values)}  {values[0]:.4g} -> {values[-1]:.4g}")
         elif values:
             print(f"{name:>15}  {values[0]:.4g}")
-    file = opened.run.path / "evaluation.json"
-    if file.exists():
-        for m in read_json(file)["metrics"]:
-            floor = "" if m["floor"] is None else f"  (real test images {m['floor']:.4g})"
-            print(f"{m['name']:>15}  {m['value']:.4g}{floor}")
+    for m in (evaluation_of(opened.run) or {"metrics": []})["metrics"]:
+        floor = "" if m["floor"] is None else f"  (real test images {m['floor']:.4g})"
+        print(f"{m['name']:>15}  {m['value']:.4g}{floor}")
     return 0

@@ -112,6 +112,8 @@ def parse(kind: Any, text: str, where: str) -> Any:
         return truth[text.lower()]
     if kind is str:
         return text
+    if kind not in (int, float):
+        raise UserError(f"{where}: it has fields of its own; say 'none' to leave it out, or set one of them")
     try:
         value = kind(text)
         if not _sane(value):

@@ -40,6 +40,8 @@ def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
     Errors: `UserError` where it is no image, of another format, broken, or larger than MAX_BYTES or MAX_PIXELS.
     """
     where, source = item
+    if isinstance(source, Path) and not source.is_file():  # a pipe or a device would be read without end
+        raise UserError(f"{where} is not a file: remove it")
     try:
         size = source.stat().st_size if isinstance(source, Path) else len(source) if isinstance(source, bytes) else source.size
         if size > MAX_BYTES:

@@ -51,13 +51,23 @@ def write_npz(
         raise
 
 
+def memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     try:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.lib.npyio.NpzFile):
+                size = sum(info.file_size for info in arrays.zip.infolist())  # zipfile reads no more than it promises
+                if size > memory():
+                    raise UserError(f"{path} unpacks to {size / 1e9:,.0f} GB, more than this machine has memory: give a smaller file")
                 return {name: arrays[name] for name in ("images", "labels", "classes") if name in arrays}
-    except (KeyError, OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except (KeyError, NotImplementedError, RuntimeError, OSError, SyntaxError, TypeError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise UserError(f"{path} holds pickled objects, which are never read: save plain arrays") from error
         raise UserError(f"{path} cannot be read as .npz ({' '.join(str(error).split())}): write it again") from error

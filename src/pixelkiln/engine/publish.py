@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.config import from_json
 from ..core.files import read_json, write_bytes, write_json
 from ..core.images import read_image
+from ..core.runs import Run
+from ..core.types import UserError
 from ..data import ImageSet
 from .access import Access
 from .features import extractor_for
@@ -14,7 +19,7 @@ from .log import duration
 from .report import ReportContext, build_report
 from .sample import Trained
 
-__all__ = ["data_of", "facts_for_people", "publish", "save_evaluation"]
+__all__ = ["data_of", "evaluation_of", "facts_for_people", "publish", "save_evaluation"]
 
 
 def facts_for_people(trained: Trained) -> dict[str, str]:
@@ -58,11 +63,26 @@ def save_evaluation(trained: Trained, evaluation: dict[str, Any]) -> None:
     write_json(trained.opened.run.path / "evaluation.json", evaluation)
 
 
+def evaluation_of(run: Run) -> dict[str, Any] | None:
+    """The newest evaluation in a run folder, None where there is none; what `save_evaluation` cannot have written is a UserError."""
+    file = run.path / "evaluation.json"
+    if not file.exists():
+        return None
+    found = read_json(file)
+    with contextlib.suppress(KeyError, TypeError):
+        metrics = found["metrics"]
+        for name, kind in {"name": str, "value": float, "better": str, "floor": float | None, "protocol": Mapping[str, Any], "error": float | None}.items():
+            for m in metrics:
+                from_json(kind, m[name], f"{file}: {name}")
+        from_json(tuple[str, ...], found["warnings"], f"{file}: warnings")
+        return dict(found)
+    raise UserError(f"{file} is not an evaluation of ours: remove it, or run 'pixelkiln evaluate' again")
+
+
 def publish(trained: Trained, train: ImageSet, test: ImageSet, extractor: Any = None) -> Path:
     """Write RUN/report.html; nearest images are found in features where there is an extractor."""
     run = trained.opened.run
-    file = run.path / "evaluation.json"
-    evaluation = read_json(file) if file.exists() else None
+    evaluation = evaluation_of(run)
     if evaluation is not None and extractor is None:
         extractor = extractor_for(train)
     history = [(int(p.stem.split("-")[-1]), read_image(p)) for p in run.samples()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +44,10 @@ def _class_number(part: int | str, classes: Sequence[str]) -> int:
     """The number of a class given by name or number."""
     if isinstance(part, str) and part in classes:
         return list(classes).index(part)
-    if str(part).isdigit() and int(part) < len(classes):
+    whole = re.fullmatch(r"-?[0-9]+", str(part))
+    if whole and len(whole[0]) < 19 and 0 <= int(part) < len(classes):
         return int(part)
-    if str(part).lstrip("-").isdigit():
+    if whole:
         raise UserError(f"--label {part}: the classes are 0 to {len(classes) - 1}")
     raise UserError(f"--label {part}: no such class; {nearest(str(part), classes)}")
 

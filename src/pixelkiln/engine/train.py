@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..core.catalog import find, override, stages_to_json
+from ..core.config import from_json
 from ..core.files import write_json
 from ..core.protocols import Update
 from ..core.recipe import DataConfig, Recipe, Stage
@@ -37,6 +38,7 @@ def train(order: Order, where: Where, resume: bool = False, log: Log | None = No
     """
     log = (log or Log()) if where.team.first else Log(quiet=True)
     recipe = override(find(order.recipe)(order.size), order.changes)
+    from_json(int, order.seed, "--seed")
     with ExitStack() as held:
         where.team.agree(lambda: _take_folder(order, resume, held, log))
         for stage in recipe.stages[:-1]:
