@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..core.errors import UserError
 from ..core.version import __version__
 from .options import Parser
 

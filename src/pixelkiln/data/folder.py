@@ -93,7 +93,9 @@ def _rows(path: Path, source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except (json.JSONDecodeError, csv.Error, RecursionError) as error:
+    except UserError:
+        raise
+    except (ValueError, csv.Error, RecursionError) as error:  # not JSON, numbers of thousands of digits, brackets without end
         kind = "CSV" if path.suffix == ".csv" else f"JSON (line {number})"
         raise UserError(f"{path} is not valid {kind}: {' '.join(str(error).split())}") from error
 

@@ -61,6 +61,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.lib.npyio.NpzFile):
+                assert arrays.zip is not None, "it was just opened"
                 size = sum(info.file_size for info in arrays.zip.infolist())  # zipfile reads no more than it promises
                 if size > memory():
                     raise UserError(f"{path} unpacks to {size / 1e9:,.0f} GB, more than this machine has memory: give a smaller file")
@@ -70,7 +71,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except (KeyError, NotImplementedError, RuntimeError, OSError, SyntaxError, TypeError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise UserError(f"{path} holds pickled objects, which are never read: save plain arrays") from error
-        raise UserError(f"{path} cannot be read as .npz ({' '.join(str(error).split())}): write it again") from error
+        raise UserError(f"{path} cannot be read as .npz ({' '.join(str(error).split())[:160]}): write it again") from error
     raise UserError(f"{path} is a single array, not an .npz: save it with the key 'images'")
 
 
