@@ -88,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     first, path = joined().first, Path(args.samples)
     log = Log(args.quiet or not first)
     names = args.metrics.split(",") if args.metrics else None
-    named(names or [])
+    if names is not None:
+        named(names)
     ask = Ask(names, args.seed, args.extractor, args.weights, args.bootstrap, args.iw)
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
