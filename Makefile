@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test fault check clean
 
 setup: $(READY)
 
@@ -25,6 +25,10 @@ test: $(READY)
 	$(BIN)/python -m ruff check src tests benchmarks
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+fault: $(READY)
+	$(BIN)/python tests/faults.py --seconds 600 --out benchmarks/results/$$(date +%F)-faults.json
+	$(BIN)/python tests/mutants.py --examples 1000
 
 check: test
 

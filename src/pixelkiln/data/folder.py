@@ -66,7 +66,9 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-    except (json.JSONDecodeError, csv.Error) as error:
+    except UserError:
+        raise
+    except (ValueError, csv.Error, RecursionError) as error:  # not JSON, numbers of thousands of digits, brackets without end
         kind = "CSV" if path.suffix == ".csv" else f"JSON (line {number})"
         raise UserError(f"{path} is not valid {kind}: {' '.join(str(error).split())}") from error
 
@@ -86,7 +88,7 @@ def _described(path: Path) -> list[Entry]:
         if os.path.isabs(relative) or relative.split(os.sep)[0] == os.pardir:
             raise UserError(f"{path} line {number} names {name}, which is outside the folder: move the image into it")
         image = root / relative
-        if not image.is_file():
+        if not os.path.isfile(image):  # False as well for a name that no file can have
             raise UserError(f"{path} line {number} names {name}, which does not exist: add the image or remove the row")
         if not isinstance(label, str | int | None) or isinstance(label, bool):
             raise UserError(f"{path} line {number}: label {label!r} is neither a string nor an integer")

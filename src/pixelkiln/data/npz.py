@@ -70,7 +70,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     except (KeyError, NotImplementedError, RuntimeError, OSError, SyntaxError, TypeError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error):
             raise UserError(f"{path} holds pickled objects, which are never read: save plain arrays") from error
-        raise UserError(f"{path} cannot be read as .npz ({' '.join(str(error).split())}): write it again") from error
+        raise UserError(f"{path} cannot be read as .npz ({' '.join(str(error).split())[:160]}): write it again") from error
     raise UserError(f"{path} is a single array, not an .npz: save it with the key 'images'")
 
 

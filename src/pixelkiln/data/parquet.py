@@ -54,9 +54,9 @@ class _Columns:
         self.image = next((name for name in ("image", "img") if name in structs), structs[0])
         try:
             features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-        except (ValueError, AttributeError):
+            coded = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel" and name in schema.names]
+        except (ValueError, AttributeError, RecursionError):
             raise UserError(f"{where}: the schema's 'huggingface' metadata is not the JSON of a Hub data set: write it again") from None
-        coded = [name for name, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel" and name in schema.names]
         self.label = next((name for name in ("label", "labels", *coded) if name in schema.names), None)
         self.names: tuple[str, ...] = tuple(features[self.label].get("names") or ()) if self.label in coded else ()
         strings = [f.name for f in schema if kinds.is_string(f.type) or kinds.is_large_string(f.type)]
