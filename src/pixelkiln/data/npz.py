@@ -61,6 +61,7 @@ def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         with open(path, "rb") as file:
             arrays = np.load(file, allow_pickle=False)
             if isinstance(arrays, np.lib.npyio.NpzFile):
+                assert arrays.zip is not None
                 size = sum(info.file_size for info in arrays.zip.infolist())  # zipfile reads no more than it promises
                 if size > memory():
                     raise UserError(f"{path} unpacks to {size / 1e9:,.0f} GB, more than this machine has memory: give a smaller file")
