@@ -262,7 +262,7 @@ def different(subject: Subject, out: Path, grids: bool = True) -> str | None:
 
 def unclocked(out: Path) -> list[dict[str, Any]]:
     """The log without times."""
-    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s")} for r in Run(out).records()]
+    return [{k: v for k, v in r.items() if k not in ("seconds", "images_per_s", "idle")} for r in Run(out).records()]
 
 
 class Harness:
@@ -346,7 +346,8 @@ class Harness:
         stem = f"checkpoints/step-{subject.saves[-2] if len(subject.saves) > 1 else subject.saves[-1]:08d}"
         names = [(f"{stem}/{f.name}", how) for f in sorted((subject.reference / newest).iterdir()) for how in HARM]
         names += [("metrics.jsonl", how) for how in LOGS] * (subject.reference / "metrics.jsonl").exists()
-        names += [(stem, how) for how in TREES] + [("recipe.json", how) for how in ("half", "empty", "first bit", "middle bit", "{}", "null")]
+        names += [(stem, how) for how in TREES if how != "wreck" or subject.saves != (0,)]  # a complete run saves no more, and clears none
+        names += [("recipe.json", how) for how in ("half", "empty", "first bit", "middle bit", "{}", "null")]
         found: list[Hook] = [lambda name=name, how=how: self.damage(subject, name, how) for name, how in names]  # type: ignore[misc]
         if subject.saves != (0,):
             found += [lambda what=what: self.nan(subject, what) for what in ("weight", "gradient", "loss")]  # type: ignore[misc]

@@ -183,7 +183,7 @@ def attempt(kind: str, read: Read, path: Path, mutant: bytes) -> str:
         read(path)
         return "read"
     except UserError as e:
-        assert "\n" not in str(e) and len(str(e)) < 700, f"{kind}: {e!r}"
+        assert "\n" not in str(e) and len(str(e)) <= 800, f"{kind}: {e!r}"
         return "refused"
     finally:
         signal.alarm(0)

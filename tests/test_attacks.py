@@ -26,6 +26,9 @@ from pixelkiln.core.files import MAX_JSON, sha256
 from pixelkiln.core.runs import Run
 from pixelkiln.core.types import UserError
 from pixelkiln.data import npz, open_source
+from pixelkiln.engine.log import Log
+from pixelkiln.engine.train import Order, train
+from pixelkiln.engine.where import Where
 
 QUIET = ("--precision", "fp32", "--quiet")
 CANARY = "canary"
@@ -120,19 +123,19 @@ def test_pickles_by_their_names(run: Path, name: str, capsys: pytest.CaptureFixt
 
 
 def test_pickles_under_other_names(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train = ("train", "pca", "--out", "new", "--size", "tiny", "--data")
+    to_train = ("train", "pca", "--out", "new", "--size", "tiny", "--data")
     data = pickle.dumps(Bomb())
     for name in ("a.npz", "b.parquet"):
         Path(name).write_bytes(data)
-        refused(capsys, name, *train, name)
+        refused(capsys, name, *to_train, name)
     np.savez("objects.npz", images=np.array([Bomb()], dtype=object), allow_pickle=True)
-    refused(capsys, "pickled objects, which are never read", *train, "objects.npz")
+    refused(capsys, "pickled objects, which are never read", *to_train, "objects.npz")
     Path("folder").mkdir()
     Path("folder/a.png").write_bytes(data)
-    refused(capsys, "not a PNG, JPEG, WebP or BMP", *train, "folder")
+    refused(capsys, "not a PNG, JPEG, WebP or BMP", *to_train, "folder")
     Path("idx").mkdir()
     Path("idx/train-images-idx3-ubyte").write_bytes(data)
-    refused(capsys, "does not begin as an IDX file", *train, "idx")
+    refused(capsys, "does not begin as an IDX file", *to_train, "idx")
     assert not Path("new").exists()
     sealed(run, "weights.safetensors", data)
     everywhere(capsys, "not a readable safetensors file", run)
@@ -410,14 +413,10 @@ def test_a_pipe_in_a_run_folder_is_not_waited_for(run: Path, capsys: pytest.Capt
 
 
 def test_parents_that_lead_astray(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert pixelkiln("train", "ddpm", "--data", "digits", "--out", "base", "--size", "tiny", "--steps", 1, *QUIET) == 0
-    assert pixelkiln("train", "sdedit", "--parent", "base=base", "--out", "edit", *QUIET) == 0
-    edit = Path("edit")
-    edited(edit, "parents.base.run", "../../../../../../etc")
-    refused(capsys, "not a run folder", "show", edit)
-    edited(edit, "parents.base.run", ".")
-    refused(capsys, "parents without end", "show", edit)
-    edited(edit, "parents.base.run", str(run))
-    refused(capsys, "is not the run that", "show", edit)
-    edited(edit, "parents.base", {"run": 3})
-    refused(capsys, "is not described", "show", edit)
+    toys, edit = f"{Path(__file__).with_name('toys.py')}:two_stage", Path("edit")
+    train(Order(toys, "digits", edit, "tiny"), Where("cpu", "fp32", False, torch.get_num_threads()), log=Log(quiet=True))
+    for where, says in (("../../../../../../etc", "not a run folder"), (".", "parents without end"), (str(run), "is not the run that"), ("nowhere", "is not there")):
+        edited(edit, "parents.codec.run", where)
+        refused(capsys, says, "show", edit, "--recipe", toys)
+    edited(edit, "parents.codec", {"run": 3})
+    refused(capsys, "is not described", "show", edit, "--recipe", toys)

@@ -121,7 +121,7 @@ def train(out: Path, *more: object) -> list[object]:
 
 def losses(out: Path) -> dict[int, dict[str, float]]:
     """Logged terms by step, without times."""
-    return {r["step"]: {k: v for k, v in r.items() if k not in ("step", "seconds", "images_per_s")} for r in Run(out).records()}
+    return {r["step"]: {k: v for k, v in r.items() if k not in ("step", "seconds", "images_per_s", "idle")} for r in Run(out).records()}
 
 
 def wait_for(what: Any, process: subprocess.Popen[str], seconds: float = 60) -> None:
