@@ -126,7 +126,7 @@ def main() -> None:
         if row.also:
             files.append(first(out, row.also))
         scores = {f.stem: score(f, args) for f in files}
-        kept.write_text(json.dumps({"name": row.name, "minutes": row.minutes, "n": row.n, **facts, "scores": scores}, indent=1) + "\n")
+        kept.write_text(json.dumps({**facts, "name": row.name, "minutes": row.minutes, "n": row.n, "scores": scores}, indent=1) + "\n")
         print(row.name, {k: {m: round(v["value"], 4) for m, v in s.items() if m != "protocol"} for k, s in scores.items()}, flush=True)
     found = [json.loads((args.work / f"{r.name}.result.json").read_text()) for r in ROWS if (args.work / f"{r.name}.result.json").exists()]
     date = datetime.date.today().isoformat()
