@@ -69,16 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:
-        if e.filename is None:
-            raise
-        print(f"pixelkiln: {UserError(f'{e.filename}: {e.strerror}: check this name and its permissions')}", file=sys.stderr)
-        return 2
     except Exception as e:
-        if not hasattr(e, "status"):
+        error: Any = e
+        if isinstance(e, OSError) and e.filename is not None and not hasattr(e, "status"):
+            error = UserError(f"{e.filename}: {e.strerror}: check this name and its permissions")
+        if not hasattr(error, "status"):
             raise
-        print(f"pixelkiln: {e}", file=sys.stderr)
-        return int(e.status)
+        print(f"pixelkiln: {error}", file=sys.stderr)
+        return int(error.status)
 
 
 @contextlib.contextmanager
