@@ -88,7 +88,7 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
         preview(copy, 64, where)
     grids = SAMPLES * (time.perf_counter() - begin)
     per_step = sorted(spent)[len(spent) // 2]
-    left = budget.seconds - (time.perf_counter() - start) - grids
+    left = max(budget.seconds - (time.perf_counter() - start) - grids, budget.seconds / 2)  # one slow grid, on a busy machine, says little
     total = team.agree(lambda: max(1, int(left / per_step)))
     log.say(f"budget {duration(budget.seconds)}: {total} steps of {per_step * 1e3:.1f} ms ({config.batch / per_step:.0f} images/s)")
     return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": len(spent)}
