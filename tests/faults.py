@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # no thread may have begun when we fork
 
@@ -144,15 +144,11 @@ class Written:
 def spawn(args: tuple[str, ...], base: Path, fault: tuple[str, int] = ("none", 0), hook: Hook | None = None, send: Callable[[int], None] | None = None) -> End:
     """Run the command line in a fork, with a disk that fails and anything else that `hook` does; `send` may signal it meanwhile."""
     out, (read, write) = base / f"said-{random.getrandbits(40)}", os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # until the child is where it can end
     pid = os.fork()
     if pid == 0:
-        status = 99
-        try:
-            status = inside(args, out, write, fault, hook)
-        except KeyboardInterrupt:
-            status = 130
-        finally:
-            os._exit(status)
+        leave(lambda: inside(args, out, write, fault, hook))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     os.close(write)
     if send is not None:
         send(pid)
@@ -162,6 +158,21 @@ def spawn(args: tuple[str, ...], base: Path, fault: tuple[str, int] = ("none", 0
     said = out.read_text(errors="replace") if out.exists() else ""
     out.unlink(missing_ok=True)
     return End(status, said, [int(w[1]) for w in words if w[0] == "saved"], max([int(w[1]) for w in words if w[0] == "calls"], default=0))
+
+
+def leave(work: Callable[[], int]) -> NoReturn:
+    """Work, and end this process with its status, whatever is raised and whatever signals come."""
+    status = 99
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        status = work()
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        try:  # a second SIGINT may come here
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        finally:
+            os._exit(status)
 
 
 def inside(args: tuple[str, ...], out: Path, notes: int, fault: tuple[str, int], hook: Hook | None) -> int:

@@ -81,9 +81,10 @@ def locked(path: Path, wait: bool = False) -> Iterator[str | None]:
             path.unlink(missing_ok=True)
             yield f"the file system of {path.parent} has no locks ({(e.strerror or str(e)).lower()})"
             return
-        if path.exists() and os.path.samestat(os.fstat(fd), os.stat(path)):
-            break
-        os.close(fd)  # its last holder has removed it in the meantime
+        with contextlib.suppress(FileNotFoundError):  # its last holder may have removed it in the meantime
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                break
+        os.close(fd)
     try:
         with contextlib.suppress(OSError):  # a courtesy to whoever asks
             os.ftruncate(fd, 0)
