@@ -260,7 +260,7 @@ def different(subject: Subject, out: Path, grids: bool = True) -> str | None:
     names = [{str(p.relative_to(base)) for p in base.rglob("*") if not {p, p.parent} & {*whole}} for base in (out, subject.reference)]
     names[1] -= {n for n in names[1] if n.startswith("checkpoints/") and f"/{mine.path.name}" not in n}
     if not grids:
-        names = [{n for n in part if not n.startswith("samples/")} for part in names]
+        names = [{n for n in part if "samples/" not in n} for part in names]
     if names[0] != names[1]:
         return f"files differ: {sorted(names[0] ^ names[1])[:4]}"
     if grids and any(p.read_bytes() != (subject.reference / "samples" / p.name).read_bytes() for p in Run(out).samples()):
