@@ -259,6 +259,7 @@ def different(subject: Subject, out: Path, grids: bool = True) -> str | None:
     whole = [p for p in Run(out).points()[:-1] if Run(out).verify(p) is None]  # where the fault fell on their removal
     names = [{str(p.relative_to(base)) for p in base.rglob("*") if not {p, p.parent} & {*whole}} for base in (out, subject.reference)]
     names[1] -= {n for n in names[1] if n.startswith("checkpoints/") and f"/{mine.path.name}" not in n}
+    names = [part - {"metrics.jsonl"} for part in names]  # which is compared below
     if not grids:
         names = [{n for n in part if "samples/" not in n} for part in names]
     if names[0] != names[1]:
@@ -385,9 +386,9 @@ class Harness:
         shutil.rmtree(out)
 
     def nan(self, subject: Subject, what: str) -> None:
-        """A weight, a gradient, a loss that is not a number at step 3: status 1, one line, the last checkpoint finite, the end as if nothing had been."""
+        """A weight, a gradient, a loss that is not a number in the third step: status 1, one line, the last checkpoint finite, the end as if nothing had been."""
         out = self.place()
-        end = spawn((*subject.args, "--out", str(out)), self.base, hook=lambda: poisoned(what, 3))
+        end = spawn((*subject.args, "--out", str(out)), self.base, hook=lambda: poisoned(what, 2))
         lines, held = end.said.strip().splitlines(), Run(out).last_good()[0]
         wrong = None if end.status == 1 and len(lines) == 1 and "last good checkpoint" in end.said else f"status {end.status}: {end.said}"
         if held is None or not all(bool(torch.isfinite(v).all()) for v in held.tensors("weights").values() if v.is_floating_point()):
