@@ -1,7 +1,7 @@
 """Memory of the processor's tensors: keep what is freed, in huge pages, instead of asking the kernel for zeroed pages at every step.
 
 By default the C library gives large freed blocks back to the kernel, which hands them out again page by page, each one cleared. On two
-cores of a Xeon, training images/s in pairs without and with this: `ddpm` on MNIST 612 and 760, `dcgan` at 64 pixels 221 and 254, `vae` 4782 and
+cores of a Xeon that also did other work, training images/s in pairs without and with this: `ddpm` on MNIST 612 and 760, `dcgan` at 64 pixels 221 and 254, `vae` 4782 and
 5324. Memory that was used once stays with the process until it ends; nothing else changes, least of all a number.
 """
 
