@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..core.config import nearest
 from ..core.types import UserError
 from ..processes import GaussianPath
 from .few import few_levels
 
-__all__ = ["Spacing", "few", "karras", "leading_time", "linspace_time", "log_linear", "spaced", "uniform_time"]
+__all__ = ["Spacing", "few", "karras", "leading_time", "linspace_time", "log_linear", "spaced", "spacing_named", "uniform_time"]
 
 Spacing = Literal["karras", "time", "loglinear", "leading", "linspace", "few"]
 
@@ -80,6 +81,15 @@ def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
             return linspace_time(n, path.ratio, path.t_min, path.t_max)
         case "time":
             return uniform_time(n, path.ratio, path.t_max)
+
+
+def spacing_named(name: str) -> Spacing:
+    """The spacing of that name; UserError with the nearest names where there is none."""
+    found = next((known for known in get_args(Spacing) if known == name), None)
+    if found is None:
+        raise UserError(f"unknown spacing {name!r}: {nearest(name, get_args(Spacing))}")
+    spacing: Spacing = found
+    return spacing
 
 
 def _ramp(n: int) -> Tensor:
