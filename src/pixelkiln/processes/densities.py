@@ -10,7 +10,6 @@ coefficients are derived from t in float64; a network may be fed any rounding of
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
