@@ -8,8 +8,8 @@ weight is w / m:
     x0        1                                 snr             SNR: L_simple, uniform on eps
     eps       SNR                               min-snr         min(SNR, gamma), gamma = 5        Hang et al. 2023 (arXiv 2303.09556)
     v         (alpha^2 + sigma^2)^2 / sigma^2   soft-min-snr    SNR gamma / (SNR + gamma)         Crowson et al. 2024 (arXiv 2401.11605)
-    velocity  (SNR^1/2 + 1)^2                   p2              SNR / (1 + SNR)^gamma, gamma = 1  Choi et al. 2022 (arXiv 2204.00227), eq. 8
-    score     SNR / sigma^2                     edm             SNR + 1 / sd^2, uniform on F      Karras et al. 2022 (arXiv 2206.00364), sec. 5
+    velocity  (SNR^1/2 + 1)^2                   p2              SNR / (1 + SNR)^gamma, gamma = 1  Choi et al. 2022 (arXiv 2204.00227)
+    score     SNR / sigma^2                     edm             SNR + 1 / sd^2: uniform on F      Karras et al. 2022 (arXiv 2206.00364)
     F         SNR + 1 / sd^2                    uniform         m: weight 1 on what is predicted
 
 On a path that keeps the variance m is SNR + 1 for v, and F is -v where sd = 1. A weight multiplies the density of the times that

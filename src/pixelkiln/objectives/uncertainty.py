@@ -18,7 +18,7 @@ __all__ = ["Draw", "LossBins", "uncertain"]
 def uncertain(loss: Tensor, u: Tensor) -> Tensor:
     """loss / exp(u) + u, (B,), for a learned u (B,) of the noise level, unbounded.
 
-    Karras et al. 2024 (arXiv 2312.02696), eq. 15 and 21 (after Kendall et al. 2018). At its minimum exp(u) is the mean loss at that
+    Karras et al. 2024 (arXiv 2312.02696), after Kendall et al. 2018 (arXiv 1705.07115). At its minimum exp(u) is the mean loss at that
     level, so the gradients of all levels are of one size. u is a small network's of c_noise, trained with the rest, unused in sampling.
     """
     return loss / u.exp() + u
