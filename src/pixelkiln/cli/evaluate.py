@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         named(names)
     ask = Ask(names, args.seed, args.extractor, args.weights, args.bootstrap, args.iw)
     if (path / "recipe.json").exists():
-        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
         found = measure(trained, args.data, args.n, ask, args.label, log, access(args), **knobs(args))
         if not first:
             return 0

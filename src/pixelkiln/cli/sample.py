@@ -43,6 +43,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance weight, 1 = off")
     group.add_argument("--strength", type=float, metavar="X", help="how far the source is re-noised, above 0, to 1")
     group.add_argument("--truncation", type=float, metavar="X", help="shrinks the latent, above 0, to 1")
+    group.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
     group.add_argument("--recipe", metavar="M:F", help="the recipe's code, for a run made by code outside the library (it will be executed)")
 
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.sample import generate, load
 
     joined().agree(lambda: _check(args.out))
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
     request = request_of(args, trained)
     first = trained.where.team.first
     log = Log(args.quiet or not first)
