@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelkiln.cli.main import main
 from pixelkiln.core.recipe import EmaConfig
 from pixelkiln.core.runs import Run
 from pixelkiln.core.types import UserError
-from pixelkiln.engine.build import load_method
-from pixelkiln.engine.ema import Average, half
+from pixelkiln.engine.ema import Average
 from pixelkiln.engine.posthoc import coefficients, exponent, inner, reconstruct, width
 
 STEPS = 960
@@ -66,7 +62,7 @@ def offline(weights: Tensor, std: float) -> Tensor:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Tensor]:
-    """A folder with 24 snapshots of two lengths, and the weights that were averaged."""
+    """A folder with 16 snapshots of two lengths, and the weights that were averaged."""
     run, model, weights = Run(tmp_path_factory.mktemp("ema")), Two(), walk(STEPS)
     average = Average(model, ("net",), EmaConfig(kind="power"))
     for k in range(STEPS):
@@ -133,9 +129,10 @@ def test_afterwards_is_what_would_have_been_kept(kept: tuple[Run, Tensor], std: 
         online.update(32, 32 * (k + 1))
     wanted, found = flat(online.mean), flat(reconstruct(run, std))
     error = float((found - wanted).norm() / wanted.norm())
-    away = min(float((flat(value) - wanted).norm() / wanted.norm()) for value in Average.snapshot(online).values() if value is not None) if False else None
-    assert away is None
+    newest = run.snapshots()[-1]
+    nearest = min(float((flat(newest.tensors(f"std-{s}")) - wanted).norm() / wanted.norm()) for s in (0.05, 0.1))
     assert error < 1e-3, error
+    assert error < nearest / 10, "what is stored itself is no substitute"
 
 
 def test_snapshots_are_spread_over_the_plan_and_end_with_it() -> None:
@@ -144,10 +141,3 @@ def test_snapshots_are_spread_over_the_plan_and_end_with_it() -> None:
     assert [k for k in range(1, 3) if average.due(k, 2)] == [1, 2]
     for config in (EmaConfig(kind="power", snapshots=0), EmaConfig()):
         assert not any(Average(Two(), ("net",), config).due(k, 10) for k in range(1, 11))
-
-
-def test_half_precision_only_where_it_fits() -> None:
-    x = torch.randn(1000)
-    assert half(x).dtype == torch.float16
-    assert float((half(x).float() - x).abs().div(x.abs()).max()) < 2**-11 * 1.01
-    assert torch.equal(half(torch.tensor([1.0, 7e4])), torch.tensor([1.0, 7e4]))

@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="IMG", type=Path, help="an image to start from")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
     parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
+    parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_machine(parser)
 
@@ -43,7 +44,6 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance weight, 1 = off")
     group.add_argument("--strength", type=float, metavar="X", help="how far the source is re-noised, above 0, to 1")
     group.add_argument("--truncation", type=float, metavar="X", help="shrinks the latent, above 0, to 1")
-    group.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
     group.add_argument("--recipe", metavar="M:F", help="the recipe's code, for a run made by code outside the library (it will be executed)")
 

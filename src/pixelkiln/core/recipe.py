@@ -57,7 +57,7 @@ class EmaConfig:
     half_life: float = 500_000.0
     ramp: float = 0.05
     stds: tuple[float, ...] = (0.05, 0.1)  # with power
-    snapshots: int = 24  # with power
+    snapshots: int = 16  # with power
 
 
 @dataclass(frozen=True)

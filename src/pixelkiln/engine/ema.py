@@ -51,8 +51,8 @@ class Average:
         return step * num // total > (step - 1) * num // total
 
     def snapshot(self) -> dict[str, dict[str, Tensor]]:
-        """All averages by their std, in half precision where its range (65,504) suffices."""
-        return {f"std-{std}": {name: half(value) for name, value in mean.items()} for std, mean in zip(self.config.stds, self.means, strict=True)}
+        """All averages by their std, fp32: from a file of half the size but 2^-11 of rounding, lengths below the shortest come out 40 times worse."""
+        return {f"std-{std}": mean for std, mean in zip(self.config.stds, self.means, strict=True)}
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds: the average that samples, and the others."""
@@ -80,9 +80,3 @@ class Average:
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, p in self.live.items():
             p.copy_(values[name])
-
-
-def half(value: Tensor) -> Tensor:
-    """fp16, rounding at 2^-11 of each number; as it is where a number would not fit."""
-    found = value.half()
-    return found if bool(found.isfinite().all()) else value
