@@ -12,7 +12,7 @@ from ..core.errors import UserError
 if TYPE_CHECKING:
     from ..engine.access import Access
 
-__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "count", "numbers", "parents", "seconds", "size", "some", "whole",
+__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "bounds", "count", "numbers", "parents", "seconds", "size", "some", "whole",
            "wholes"]
 
 
@@ -108,6 +108,17 @@ def numbers(text: str) -> list[float]:
     if not found or not all(abs(x) < 1e9 for x in found):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers: write 0.05,0.1")
     return list(dict.fromkeys(found))
+
+
+def bounds(text: str) -> tuple[float, float]:
+    """Two numbers with a comma between them, the smaller one first, from 0."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+        if 0 <= low < high:
+            return low, high
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not LO,HI with 0 <= LO < HI")
 
 
 def count(text: str) -> int:

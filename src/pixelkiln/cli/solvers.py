@@ -19,6 +19,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", type=numbers, metavar="W,W", help="guidance weights, each with every solver (default: the run's own)")
     parser.add_argument("--spacing", metavar="A,B", help="spacings of the noise levels, each with every solver (default: each solver's own)")
     parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
+    parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
+    parser.add_argument("--recipe", metavar="M:F", help="the recipe's code, for a run made by code outside the library (it will be executed)")
     add_scoring(parser)
     add_access(parser)
     add_machine(parser)
@@ -34,8 +36,6 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", metavar="W", help="as in 'evaluate'")
     group.add_argument("--label", metavar="K", help="classes of the samples; default: as in the training data")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of the metrics' subsets")
-    group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
-    group.add_argument("--recipe", metavar="M:F", help="the recipe's code, for a run made by code outside the library (it will be executed)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -72,8 +72,7 @@ def compare(sweep: Sweep, lines: Sequence[Setting], budgets: Sequence[int]) -> d
         for line in lines:
             steps = steps_within(line.solver, budget)
             if steps is not None:
-                key = {"solver": line.solver, "steps": steps, "evaluations": solver(line.solver).evaluations(steps), "guidance": line.guidance,
-                       "spacing": line.spacing}
+                key = {"solver": line.solver, "steps": steps, "guidance": line.guidance, "spacing": line.spacing}
                 found[line][budget] = sweep.row(key, steps=steps, **line.knobs)
     return found
 

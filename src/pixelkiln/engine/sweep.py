@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 from ..core.files import read_json, write_bytes, write_json
+from ..core.protocols import Denoiser, Method
 from ..core.types import Ability, UserError
 from .access import Access
 from .build import parent_digest
@@ -80,13 +83,15 @@ class Sweep:
         if known is not None:
             return dict(known)
         prepare()
+        calls: Counter[str] = Counter()
         whole = self.trained.request(self.num, self.ask.seed, self.label, **self.knobs, **knobs)
         fake = Statistics(self.extractor, self.train.info.shape, self.ask.seed) if where.team.first else None
         start = time.perf_counter()
         with self.log.meter(" ".join(str(v) for v in key.values() if v is not None), self.num, unit="images") as meter:
             for i in range(0, self.num, PART):
                 part = whole.take(slice(i, i + PART))
-                images = generate(self.trained.method, part, where)
+                with counted(self.trained.method, calls):
+                    images = generate(self.trained.method, part, where)
                 if fake is not None:
                     fake.update(images, labels=part.cond.label if self.train.classes else None)
                     meter.at(len(fake))
@@ -94,7 +99,7 @@ class Sweep:
             return {}
         seconds = time.perf_counter() - start
         sets = Sets(fake, self.real, self.some, self.ask.seed, self.ask.num_bootstrap)
-        found: dict[str, Any] = {**key, "seconds": round(seconds, 3)}
+        found: dict[str, Any] = {**key, "evaluations": round(calls["denoise"] / calls["draw"], 2), "seconds": round(seconds, 3)}
         for name in self.names:
             score = score_of(name, sets)
             found |= {name: score.value, f"{name} error": score.error}
@@ -115,6 +120,27 @@ class Sweep:
         target = self.file.with_suffix(suffix)
         write_bytes(target, text.encode())
         return target
+
+
+@contextlib.contextmanager
+def counted(method: Method, calls: Counter[str]) -> Iterator[None]:
+    """Inside, batches that are drawn and evaluations of the denoiser are counted (guidance takes both halves in one)."""
+    names = ["draw", *(["denoise"] if isinstance(method, Denoiser) else [])]
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return call(*args, **kwargs)
+
+        return counting
+
+    for name in names:
+        setattr(method, name, watched(name, getattr(method, name)))
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(method, name)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
