@@ -69,9 +69,12 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x, t, vec): noisy images, times and a condition vector to what the parameterisation predicts, in the images' shape."""
+    """F(x, t, vec): noisy images, times and a condition vector to what the parameterisation predicts, in the images' shape.
 
-    def __init__(self, channels: int, dim: int, config: UNetConfig) -> None:
+    out_channels: other than the images' own (twice as many where a variance is predicted, too).
+    """
+
+    def __init__(self, channels: int, dim: int, config: UNetConfig, out_channels: int | None = None) -> None:
         super().__init__()
         self.config, self.dim = config, dim
         widths = [config.width * m for m in config.mults]
@@ -97,10 +100,10 @@ class UNet(nn.Module):
             if i:
                 self.up.append(nn.Conv2d(c, c, 3, padding=1))
         self.norm = nn.GroupNorm(1, c)
-        self.head = zeros(nn.Conv2d(c, raw, 3, padding=1))
+        self.head = zeros(nn.Conv2d(c, (out_channels or channels) * config.patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, vec: Tensor) -> Tensor:
-        """x (B, C, H, W), t (B,) in [0, 1], vec (B, D) -> (B, C, H, W)."""
+        """x (B, C, H, W), t (B,) in [0, 1], vec (B, D) -> (B, C or out_channels, H, W)."""
         vec = F.silu(self.time(sinusoidal(1000 * t, self.config.width)) + vec)  # (B, D)
         h = self.stem(F.pixel_unshuffle(x, self.config.patch).contiguous(memory_format=torch.channels_last))
         skips = [h]
