@@ -44,7 +44,7 @@ class DDPMConfig:
     predict: Kind = "v"
     schedule: Literal["linear", "cosine"] = "cosine"
     weighting: Weighting = "uniform"
-    gamma: float = 5.0  # of min-SNR
+    gamma: float | None = None  # of min-snr and soft-min-snr (none: 5) or p2 (none: 1)
     drop: float = 0.1  # share of samples that lose their label
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))

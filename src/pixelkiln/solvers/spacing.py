@@ -50,7 +50,7 @@ def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
         return karras(n, path.s_min, path.s_max)
     if spacing == "loglinear":
         return log_linear(n, path.s_min, path.s_max)
-    return uniform_time(n, path.ratio, path.t_max)
+    return uniform_time(n, path.ratio, path.t_top)
 
 
 def spacing_named(name: str) -> Spacing:
