@@ -21,8 +21,9 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
+from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNet, UNetConfig
+from ..nets.unet import UNetConfig
 from ..objectives.denoising import Weighting, denoising_loss, halves
 from ..processes import Kind, cosine_path, linear_path, times
 from ..solvers.diffusion import Diffusion, Sampling
@@ -39,7 +40,7 @@ MEASURED = (
 class DDPMConfig:
     """What is predicted, on which schedule, with which network; and how it is sampled unless the request says otherwise."""
 
-    net: UNetConfig = field(default_factory=UNetConfig)
+    net: NetConfig = field(default_factory=UNetConfig)
     dim: int = 256  # of the vector that carries time and class
     predict: Kind = "v"
     schedule: Literal["linear", "cosine"] = "cosine"
@@ -60,9 +61,9 @@ class DDPM(Diffusion):
         super().__init__(info, parents)
         self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
         self.path = {"linear": linear_path, "cosine": cosine_path}[config.schedule]()
-        self.net = UNet(info.shape.channels, config.dim, config.net)
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
         self.fits(config.net.multiple)
+        self.net = backbone(info.shape, config.dim, config.net)
+        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
 
     def updates(self) -> Sequence[Update]:
         """Eq. 14, the only row."""
