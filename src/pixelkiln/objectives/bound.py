@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..processes import beta, beta_tilde
 from ..processes.parameterization import column
 from .likelihoods import discretized_gaussian_log_prob
 
@@ -55,11 +56,11 @@ def log_ranges(levels: Tensor) -> tuple[Tensor, Tensor]:
     1 - abar_i / abar_{i-1} of these very levels, so a respaced chain has betas of its own. Step 1 would have log 0: it takes the beta_tilde
     of step 2 (of a chain of one step: beta).
     """
-    r2, s2 = levels[:-1].double() ** 2, levels[1:].double() ** 2
-    large = ((s2 - r2) * (1 + r2) / (1 + s2)).log()
-    small = (r2 * (s2 - r2) / s2).log()
-    small[0] = small[1] - r2[1].log1p() if len(small) > 1 else large[0]
-    return small, large
+    r, s = levels[:-1].double(), levels[1:].double()
+    large, small = beta(s, r).log(), beta_tilde(s, r).log()
+    small[0] = small[1] if len(small) > 1 else large[0]
+    scale = (r**2).log1p()  # -log abar_r
+    return small + scale, large + scale
 
 
 def step_nats(x0: Tensor, D: Tensor, share: Tensor, i: Tensor, levels: Tensor, decoder: Decoder = discretized_gaussian_log_prob) -> Tensor:
@@ -70,9 +71,10 @@ def step_nats(x0: Tensor, D: Tensor, share: Tensor, i: Tensor, levels: Tensor, d
     the 256 levels of 8-bit images. What must not reach the mean (the hybrid objective) is given as D.detach().
     """
     levels = levels.to(i.device)
-    small, large = (column(v[i - 1], x0) for v in log_ranges(levels))  # (B, 1, ...)
+    low, high = log_ranges(levels)
+    small, width = column(low[i - 1], x0), column((high - low)[i - 1], x0)  # (B, 1, ...)
     pull = column(1 - (levels[i - 1] / levels[i]) ** 2, x0)
-    d = share.to(small.dtype) * (large - small)
+    d = share.to(small.dtype) * width
     log_var = small + d
     kl = 0.5 * (d + torch.expm1(-d) + (pull * (x0 - D)) ** 2 * torch.exp(-log_var)).flatten(1).sum(1)
     first = i == 1
