@@ -12,14 +12,18 @@ from ..core.config import nearest
 from ..core.types import UserError
 from .contract import Run
 from .deterministic import dpmpp_2m, euler, heun
-from .guidance import classifier_free
+from .guidance import autoguided, classifier_free, classifier_guided, composed, conditioned, null_of, thresholded
 from .spacing import Spacing, karras, log_linear, spaced, uniform_time
 from .stochastic import ddim, ddpm
 
 __all__ = [
     "SOLVERS",
     "Solver",
+    "autoguided",
     "classifier_free",
+    "classifier_guided",
+    "composed",
+    "conditioned",
     "ddim",
     "ddpm",
     "dpmpp_2m",
@@ -27,8 +31,10 @@ __all__ = [
     "heun",
     "karras",
     "log_linear",
+    "null_of",
     "solver",
     "spaced",
+    "thresholded",
     "uniform_time",
 ]
 
