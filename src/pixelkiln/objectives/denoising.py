@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..processes import GaussianPath, Kind, mix, target
 
-__all__ = ["Weighting", "denoising_loss", "loss_weight"]
+__all__ = ["Weighting", "denoising_loss", "halves", "loss_weight"]
 
 Weighting = Literal["uniform", "snr", "min-snr", "soft-min-snr"]
 
@@ -52,3 +52,12 @@ def denoising_loss(
     error = out.float() - target(kind, x0, eps, alpha, sigma).float()
     weight = loss_weight(kind, weighting, (alpha / sigma) ** 2, gamma).float()  # (B,)
     return weight * error.square().flatten(1).mean(1)
+
+
+def halves(each: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    """Means of the losses (B,) over the cleaner samples (B,) bool and the noisier ones, to be logged as "low_noise" and "high_noise"."""
+    low, each = clean.float(), each.detach()
+    return {
+        "low_noise": (each * low).sum() / low.sum().clamp_min(1),
+        "high_noise": (each * (1 - low)).sum() / (1 - low).sum().clamp_min(1),
+    }

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..core.config import nearest
 from ..core.types import UserError
 from ..processes import GaussianPath
 
-__all__ = ["Spacing", "karras", "log_linear", "spaced", "uniform_time"]
+__all__ = ["Spacing", "karras", "log_linear", "spaced", "spacing_named", "uniform_time"]
 
 Spacing = Literal["karras", "time", "loglinear"]
 
@@ -50,6 +51,15 @@ def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
     if spacing == "loglinear":
         return log_linear(n, path.s_min, path.s_max)
     return uniform_time(n, path.ratio, path.t_max)
+
+
+def spacing_named(name: str) -> Spacing:
+    """The spacing of that name; UserError with the nearest names where there is none."""
+    found = next((known for known in get_args(Spacing) if known == name), None)
+    if found is None:
+        raise UserError(f"unknown spacing {name!r}: {nearest(name, get_args(Spacing))}")
+    spacing: Spacing = found
+    return spacing
 
 
 def _ramp(n: int) -> Tensor:
