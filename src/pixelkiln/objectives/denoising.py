@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..processes import GaussianPath, Kind, mix, target
 
-__all__ = ["Weighting", "denoising_loss", "halves", "loss_weight"]
+__all__ = ["Weighting", "denoising_loss", "halves", "loss_weight", "uncertain"]
 
 Weighting = Literal["uniform", "snr", "min-snr", "soft-min-snr"]
 
@@ -41,6 +41,7 @@ def denoising_loss(
     kind: Kind = "eps",
     weighting: Weighting = "uniform",
     gamma: float = 5.0,
+    sigma_data: float = 0.5,
 ) -> Tensor:
     """Loss of each sample, (B,) float32: weight(SNR) mean_{C,H,W} (predict(xt, t) - target)^2, xt = alpha x0 + sigma eps.
 
@@ -49,9 +50,13 @@ def denoising_loss(
     """
     alpha, sigma = path.alpha(t), path.sigma(t)  # (B,) float64
     out = predict(mix(alpha, x0, sigma, eps), t)
-    error = out.float() - target(kind, x0, eps, alpha, sigma).float()
+    error = out.float() - target(kind, x0, eps, alpha, sigma, sigma_data).float()
     weight = loss_weight(kind, weighting, (alpha / sigma) ** 2, gamma).float()  # (B,)
     return weight * error.square().flatten(1).mean(1)
+
+
+def uncertain(error: Tensor, u: Tensor) -> Tensor:
+    return error * (-u).exp() + u
 
 
 def halves(each: Tensor, clean: Tensor) -> dict[str, Tensor]:

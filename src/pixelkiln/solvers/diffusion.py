@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.protocols import Denoiser, Latent, Method
 from ..core.rng import noise, streams
 from ..core.types import Ability, Condition, Request, UserError
-from ..processes import GaussianPath, Kind, to_x0
+from ..processes import SIGMA_DATA, GaussianPath, Kind, to_x0
 from . import SOLVERS, solver, spaced
 from .contract import Denoise, Noise
 from .guidance import classifier_free, null_of, thresholded
@@ -123,10 +123,10 @@ class Diffusion(Method, Denoiser, Latent):
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """E[x0 | x0 + sigma noise]: the network's prediction turned into x0."""
         s = (sigma.cpu() if sigma.device.type == "mps" else sigma).double()  # the path is in float64, which MPS lacks
-        t = self.path.t_of_ratio(s).clamp(max=self.path.t_max)
+        t = self.path.t_of_ratio(s).clamp(self.path.t_min, self.path.t_max)
         alpha, share, t, c_in = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t), t, self.c_in(t)))  # (B,)
         out = self.network(c_in[:, None, None, None] * x, t, cond).float()
-        x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share)
+        x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share, self.sigma_data or SIGMA_DATA)
         return x0.clamp(-1, 1) if self.clip else x0
 
     def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
