@@ -57,6 +57,7 @@ def inputs(num: int = 3, channels: int = 2, h: int = 8, w: int = 12) -> tuple[Te
 # layers
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, at the first forward-mode derivative
 def test_rms_norm_is_torchs_and_its_derivatives_are_exact() -> None:
     x = torch.randn(4, 5, 7, requires_grad=True)
     theirs = nn.RMSNorm(7, eps=1e-6, elementwise_affine=False)(x)
@@ -89,7 +90,7 @@ def test_every_preserving_layer_keeps_the_variance() -> None:
     x, y = torch.randn(64, 48, 16, 16), torch.randn(64, 24, 16, 16)
 
     def rms(z: Tensor) -> float:
-        return float(z.square().mean().sqrt())
+        return float(z.detach().square().mean().sqrt())
 
     assert rms(mp_silu(x)) == pytest.approx(1, abs=0.01)
     for t in (0.0, 0.3, 0.5, 1.0):
@@ -102,7 +103,7 @@ def test_every_preserving_layer_keeps_the_variance() -> None:
     inner = MPConv(48, 96, 3)(x)[:, :, 1:-1, 1:-1]  # zero padding takes from the border
     assert rms(inner) == pytest.approx(1, abs=0.03)
     assert rms(MPConv(48, 96, 1)(x)) == pytest.approx(1, abs=0.03)
-    assert rms(MPConv(48, 4096)(x[:, :, 0, 0])) == pytest.approx(1, abs=0.03)
+    assert rms(MPConv(48, 512)(torch.randn(4096, 48))) == pytest.approx(1, abs=0.03)
     assert rms(MPConv(48, 96, 1)(x, 0.5)) == pytest.approx(0.5, abs=0.02)
     assert rms(MPConv(48, 96, 3)(torch.nn.functional.silu(x), SILU)[:, :, 1:-1, 1:-1]) == pytest.approx(1, abs=0.05)
     assert rms(Fourier(512)(torch.randn(256))) == pytest.approx(1, abs=0.05)
@@ -147,9 +148,9 @@ def test_a_block_and_its_attention_keep_the_variance() -> None:
     for down in (True, False):
         for c_out in (32, 48):
             y = MPBlock(32, c_out, D, config, False, down)(x, vec)[:, :, 2:-2, 2:-2]
-            assert float(y.square().mean().sqrt()) == pytest.approx(1, abs=0.06)
+            assert float(y.detach().square().mean().sqrt()) == pytest.approx(1, abs=0.06)
     y = CosineAttention(64)(torch.randn(8, 64, 6, 6))
-    assert 0.85 < float(y.square().mean().sqrt()) < 1.05  # the mean of values that attention takes is smaller than one of them
+    assert 0.85 < float(y.detach().square().mean().sqrt()) < 1.05  # the mean of values that attention takes is smaller than one of them
 
 
 def test_activations_stay_of_order_one_through_a_deep_network() -> None:

@@ -62,9 +62,9 @@ class DDPM(Diffusion):
         super().__init__(info, parents)
         self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
         self.path = PATHS[config.schedule]()
+        self.fits(config.net.multiple)
         self.net = backbone(info.shape, config.dim, config.net)
         self.condition = Conditioner(len(info.classes), config.dim, config.drop)
-        self.fits(config.net.multiple)
 
     def updates(self) -> Sequence[Update]:
         """Eq. 14, the only row."""

@@ -130,7 +130,7 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
         for block in [*self.blocks, self]:
-            nn.init.zeros_(block.affine.weight)  # type: ignore[arg-type, union-attr]
+            nn.init.zeros_(block.affine.weight)
         nn.init.zeros_(self.head.weight)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | Conditioned) -> Tensor:
@@ -139,15 +139,15 @@ class DiT(nn.Module):
         x, vec = split(x, cond)
         vec = F.silu(self.time(sinusoidal(1000 * t, 256)) + vec)  # (B, D)
         h = F.pixel_unshuffle(x, config.patch)  # (B, C p^2, H/p, W/p)
-        sides = h.shape[2:]
+        rows, columns = h.shape[2:]
         h = self.stem(h.flatten(2).transpose(1, 2))  # (B, N, E)
         angles = None
         if config.positions == "rope":
-            angles = rope_2d(*sides, config.width // config.heads, x.device)
+            angles = rope_2d(rows, columns, config.width // config.heads, x.device)
         else:
-            h = h + sincos_2d(*sides, config.width, x.device).to(h.dtype)
+            h = h + sincos_2d(rows, columns, config.width, x.device).to(h.dtype)
         for block in self.blocks:
             h = block(h, vec, angles)
         shift, scale = self.affine(vec)[:, None].to(h.dtype).chunk(2, dim=-1)
         h = self.head(torch.addcmul(shift, norm(config.norm, h), 1 + scale))
-        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, sides), config.patch)
+        return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (rows, columns)), config.patch)
