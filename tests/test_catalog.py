@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pixelkiln.core.catalog import builtin, find, overridable, override, stages_from_json, stages_to_json
-from pixelkiln.core.protocols import Method, Update
+from pixelkiln.core.protocols import Classifier, Method, Update
 from pixelkiln.core.recipe import Recipe
 from pixelkiln.core.types import Ability, Condition, DataInfo, Moment, Request, UserError
 from pixelkiln.data import Feed, open_source
@@ -30,8 +30,8 @@ def built(name: str, seed: int = 0) -> tuple[Recipe, Method, Feed]:
     stage = recipe.last
     data = open_source("digits", stage.data, "train")
     parents: dict[str, Method] = {}
-    for role in stage.method.roles:
-        base = builtin()["ddpm"]("tiny").last
+    for role, protocol in stage.method.roles.items():
+        base = builtin()["classifier" if protocol is Classifier else "ddpm"]("tiny").last
         parents[role] = make(base, DataInfo(data.info.shape, data.classes), {}, 1)
     method = make(stage, data.info, parents, seed)
     WHERE.place(method)
@@ -52,7 +52,8 @@ def request(method: Method, num: int) -> Request:
     gen = torch.Generator().manual_seed(3)
     label = torch.arange(num) % len(method.info.classes) if Ability.LABEL in method.abilities else None
     source = torch.rand(num, *method.shape, generator=gen) * 2 - 1 if Ability.SOURCE in method.abilities else None
-    return Request(seeds, Condition(label=label, source=source), steps=3 if Ability.STEPS in method.abilities else None)
+    mask = (torch.rand(num, 1, *tuple(method.shape)[1:], generator=gen) < 0.5).float() if Ability.MASK in method.abilities else None
+    return Request(seeds, Condition(label=label, source=source, mask=mask), steps=3 if Ability.STEPS in method.abilities else None)
 
 
 def snapshot(method: Method) -> dict[str, torch.Tensor]:
