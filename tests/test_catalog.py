@@ -134,6 +134,10 @@ def test_samples_depend_on_their_seed_alone(name: str) -> None:
     for k in range(2 if t.rows else 0):
         t.step(k)
     full = request(t.method, 5)
+    if not t.method.generates:
+        with pytest.raises(UserError, match=f"does not generate: give it as --parent {name}=RUN"):
+            t.method.sample(full)
+        return
     whole = t.method.sample(full)
     assert whole.shape == (5, *t.method.shape)
     assert torch.isfinite(whole).all()
@@ -147,6 +151,8 @@ def test_samples_depend_on_their_seed_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_field_without_ability_is_refused(name: str) -> None:
     _, method, _ = built(name)
+    if not method.generates:
+        pytest.skip("generates nothing")
     ask = {"steps": 3, "solver": "ddim", "spacing": "karras", "eta": 0.5, "churn": 1.0, "guidance": 2.0, "interval": (0.1, 1.0), "rescale": 0.5,
            "threshold": 0.9, "strength": 0.5, "truncation": 0.7}
     assert {*ask} == {f.name for f in fields(Request)} - {"seeds", "cond", "callback"}
@@ -164,7 +170,8 @@ def test_sampling_leaves_the_method_and_the_global_randomness_alone(name: str) -
     t = trainer(name)
     t.method.train()
     before, state = snapshot(t.method), torch.get_rng_state()
-    t.method.sample(request(t.method, 2))
+    if t.method.generates:
+        t.method.sample(request(t.method, 2))
     assert t.method.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in t.method.state_dict().items())
