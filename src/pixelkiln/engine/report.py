@@ -10,6 +10,7 @@ from typing import Any
 
 from pixelkiln.core.types import UserError
 
+from .accuracy import accuracy_panel
 from .charts import chart, number
 from .neighbors import neighbors_panel
 from .panels import (
@@ -146,6 +147,7 @@ SECTIONS: tuple[tuple[str, Panel], ...] = (
     ("Scores", metrics_panel),
     ("The same seeds over time", history_panel),
     ("Curves", curves_panel),
+    ("What it recognizes", accuracy_panel),
     ("From noise to image", strip_panel),
     ("Reconstructions", reconstructions_panel),
     ("A walk in latent space", walk_panel),
