@@ -98,7 +98,7 @@ def test_random_masks_cover_what_they_say() -> None:
     assert share[boxes].mean().item() == pytest.approx(0.25, abs=0.03)  # (1/2)^2, the mean of a product of uniforms
     assert 0.1 < share[~boxes].mean() < 0.5
     middle = masks.mean(0)[0]
-    assert middle.min() > 0.05  # every pixel is hidden now and then
+    assert middle.min() > 0.01  # every pixel is hidden now and then
     assert middle[8:16, 4:12].mean() > middle[:2].mean()
 
 
