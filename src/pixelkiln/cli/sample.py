@@ -31,6 +31,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", metavar="IMG", type=Path, help="white where the source is to be redrawn, black where it is kept")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
     parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
+    parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_machine(parser)
 
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.sample import generate, load
 
     joined().agree(lambda: _check(args.out))
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
     request = request_of(args, trained)
     first = trained.where.team.first
     log = Log(args.quiet or not first)

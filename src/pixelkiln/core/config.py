@@ -198,4 +198,7 @@ def apply(config: Any, path: Sequence[str], value: Any, where: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(config, Mapping):
         return {k: apply(v, rest, value, where) if k == head else v for k, v in config.items()}
-    return replace(config, **{head: apply(getattr(config, head), rest, value, where) if rest else value})
+    now = getattr(config, head)
+    if rest:
+        return replace(config, **{head: apply(now, rest, value, where)})
+    return config if is_dataclass(value) and type(now) is type(value) else replace(config, **{head: value})  # a union's member that it is already

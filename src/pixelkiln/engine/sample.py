@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,18 @@ def generate(method: Method, request: Request, where: Where, batch: int = 250, d
 
     Several processes take the batches in turn, each as one process would draw it, and hand them in to process 0; the others get (0, C, H, W).
     """
-    team, device = where.team, torch.device(where.device)
+    device = torch.device(where.device)
+
+    def draw(part: Request) -> dict[str, Tensor]:
+        with where.eager(), where.autocast():
+            return {"images": to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()}
+
     parts = [torch.empty(0, *method.shape, dtype=torch.uint8)]
-    for number, i in enumerate(range(0, len(request.seeds), batch)):
-        part, owner = request.take(slice(i, i + batch)), number % team.size
-        images = torch.empty(len(part.seeds), *method.shape, dtype=torch.uint8)
-        if owner == team.rank:
-            with where.eager(), where.autocast():
-                images = to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()
-        team.hand_in(images, owner)
-        if team.first:
-            parts.append(images)
+    batches = (request.take(slice(i, i + batch)) for i in range(0, len(request.seeds), batch))
+    for found in where.team.in_turn(partial(draw, part) for part in batches):
+        parts.append(found["images"])
         if done is not None:
-            done(min(i + batch, len(request.seeds)))
+            done(sum(map(len, parts)))
     return torch.cat(parts)
 
 
@@ -111,8 +111,8 @@ def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
 class Trained:
     """A trained run, ready to be used from Python: `pixelkiln.load("runs/demo").sample(16)`."""
 
-    def __init__(self, method: Method, opened: Opened, where: Where) -> None:
-        self.method, self.opened, self.where = method, opened, where
+    def __init__(self, method: Method, opened: Opened, where: Where, ema_std: float | None = None) -> None:
+        self.method, self.opened, self.where, self.ema_std = method, opened, where, ema_std
         where.place(method)
 
     @property
@@ -179,7 +179,8 @@ class Trained:
 
 
 def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None,
-         layout: str = "auto", threads: int | str | None = None) -> Trained:
-    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library."""
-    method, opened = load_method(run, recipe, parents)
-    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads))
+         layout: str = "auto", threads: int | str | None = None, ema_std: float | None = None) -> Trained:
+    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library. ema_std: the weights' average of
+    that length, as a share of the training (0: none), made from the run's snapshots; None: as it samples by itself."""
+    method, opened = load_method(run, recipe, parents, ema_std=ema_std)
+    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads), ema_std)

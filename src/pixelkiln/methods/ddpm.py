@@ -46,7 +46,7 @@ class DDPMConfig:
     schedule: PathName = "cosine"
     density: Density = field(default_factory=Density)  # of the times that it is trained at
     weighting: Weighting = "uniform"
-    gamma: float = 5.0  # of min-SNR
+    gamma: float | None = None  # of min-snr and soft-min-snr (none: 5) or p2 (none: 1)
     drop: float = 0.1  # share of samples that lose their label
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))

@@ -29,7 +29,8 @@ from ..nets.conditioning import Conditioner
 from ..nets.mpunet import MPUNetConfig
 from ..nets.uncertainty import Uncertainty
 from ..nets.unet import UNetConfig
-from ..objectives.denoising import denoising_loss, halves, uncertain
+from ..objectives.denoising import denoising_loss, halves
+from ..objectives.uncertainty import uncertain
 from ..processes import Density, draw_times, edm_path
 from ..solvers.diffusion import Diffusion, Sampling
 

@@ -10,7 +10,6 @@ coefficients are derived from t in float64; a network may be fed any rounding of
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +26,7 @@ class Density:
     """A density of times within [t_min, t_max] of a path; `mean` and `std` are those of the normal law behind it.
 
     "uniform" in t; "log-normal": log s ~ N(mean, std^2) (Karras et al. 2022, arXiv 2206.00364, section 5: -1.2 and 1.2; EDM2, arXiv
-    2312.02696: -0.4 and 1.0); "logit-normal": log(t / (1 - t)) ~ N(mean, std^2) (Esser et al. 2024, arXiv 2403.03206, eq. 19).
+    2312.02696: -0.4 and 1.0); "logit-normal": log(t / (1 - t)) ~ N(mean, std^2) (Esser et al. 2024, arXiv 2403.03206, section 3.1).
     """
 
     name: Literal["uniform", "log-normal", "logit-normal"] = "uniform"

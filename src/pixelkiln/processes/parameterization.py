@@ -23,7 +23,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["SIGMA_DATA", "Kind", "Preconditioning", "coefficients", "column", "convert", "mix", "precondition", "target", "to_eps", "to_v", "to_x0"]
+__all__ = [
+    "SIGMA_DATA",
+    "Kind",
+    "Preconditioning",
+    "coefficients",
+    "column",
+    "convert",
+    "mix",
+    "precondition",
+    "target",
+    "to_eps",
+    "to_v",
+    "to_x0",
+]
 
 Kind = Literal["eps", "x0", "v", "velocity", "score", "F"]
 Coef = Tensor | float

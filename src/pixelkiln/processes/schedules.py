@@ -69,7 +69,7 @@ def _subvp_time(s: Tensor) -> Tensor:
 def subvp_path() -> GaussianPath:
     """Song et al.'s sub-VP path: the alpha of `linear_path`, with sigma = 1 - alpha^2 in place of (1 - alpha^2)^1/2.
 
-    Song et al. 2021 (arXiv 2011.13456), eq. 29: s = 1 / alpha - alpha = 2 sinh(int_0^t beta / 2). s runs from 1.1e-4 at t_min = 1e-3
+    Song et al. 2021 (arXiv 2011.13456), section 3.4: s = 1 / alpha - alpha = 2 sinh(int_0^t beta / 2). s runs from 1.1e-4 at t_min = 1e-3
     (their sampling stops there too) to 152.
     """
     return GaussianPath("subvp", _subvp_level, _subvp_time, scale=sub_variance)
@@ -101,7 +101,7 @@ def sigmoid_path(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Gau
     """Jabri et al.'s sigmoid schedule, of alpha^2 and not of beta: (g(end) - g(z)) / (g(end) - g(start)), z = start + (end - start) t,
     g(z) = 1 / (1 + exp(-z / tau)).
 
-    Source: Jabri et al. 2022 (arXiv 2212.11972), algorithm 2 of the appendix. Differences of sigmoids are ratios of hyperbolic
+    Source: Jabri et al. 2022 (arXiv 2212.11972), and Chen 2023 (arXiv 2301.10972), section 2. Differences of sigmoids are ratios of hyperbolic
     functions, so that nothing cancels at either end: with w = (z - start) / tau of W = (end - start) / tau,
     s^2 = sinh(w / 2) / (k sinh((W - w) / 2)), k = cosh(start / 2 tau) / cosh(end / 2 tau), and
     w = log(1 + q e^(W/2)) - log(1 + q e^(-W/2)) for q = k s^2. At t = 1 alpha is 0: time ends at lambda = -5.1, as for the cosine.
@@ -123,7 +123,7 @@ def sigmoid_path(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Gau
 def laplace_path(mu: float = 0.0, b: float = 0.5) -> GaussianPath:
     """The Laplace schedule: uniform times give log SNR the density exp(-|l - mu| / b) / 2b, which spends the training in the middle.
 
-    Hang et al. 2024 (arXiv 2407.03297), table 1: log SNR = mu - b sgn(1/2 - t) log(1 - 2 |t - 1/2|), so s = e^(-mu/2) (2t)^(b/2) in
+    Hang et al. 2024 (arXiv 2407.03297): log SNR = mu - b sgn(1/2 - t) log(1 - 2 |t - 1/2|), so s = e^(-mu/2) (2t)^(b/2) in
     the first half and e^(-mu/2) (2 (1 - t))^(-b/2) in the second. alpha^2 = SNR / (1 + SNR) (its root, as a well-known library has
     it, moves log SNR by 0.8 to 1). Time runs where |lambda| <= 5.1. With b = 0.5 that is within 7e-10 of either end: such times
     need float64, and a network needs to be told log s, not t.
@@ -154,9 +154,9 @@ def _geometric(name: str, s_min: float, s_max: float) -> GaussianPath:
 def ve_path(s_min: float = 0.02, s_max: float = 100.0) -> GaussianPath:
     """Song et al.'s variance-exploding path, geometric: s(t) = s_min (s_max / s_min)^t, alpha = 1.
 
-    Source: Song et al. 2021 (arXiv 2011.13456), eq. 30 with appendix C. Their 0.01 and 50 are for images in [0, 1]; these are
-    for [-1, 1], as in Karras et al. 2022, table 1. s_max should be about the largest distance between two training images (their
-    technique 1). There is no t with s = 0: t(0) = -inf.
+    Source: Song et al. 2021 (arXiv 2011.13456), appendix C. Their 0.01 and 50 are for images in [0, 1]; these are
+    for [-1, 1], as in Karras et al. 2022, table 1. s_max should be about the largest distance between two training images (Song
+    and Ermon 2020, arXiv 2006.09011, technique 1). There is no t with s = 0: t(0) = -inf.
     """
     return _geometric("ve", s_min, s_max)
 
@@ -172,7 +172,7 @@ def edm_path(s_min: float = 0.002, s_max: float = 80.0) -> GaussianPath:
 def flow_path(shift: float = 1.0) -> GaussianPath:
     """The straight path of rectified flow, xt = (1 - t') x0 + t' eps, s = t' / (1 - t') = shift t / (1 - t), up to pure noise at t = 1.
 
-    Liu et al. 2022 (arXiv 2209.03003), Lipman et al. 2023 (arXiv 2210.02747). shift: Esser et al. 2024 (arXiv 2403.03206), eq. 23,
+    Liu et al. 2022 (arXiv 2209.03003), Lipman et al. 2023 (arXiv 2210.02747). shift: Esser et al. 2024 (arXiv 2403.03206), section 5.3.2,
     t' = shift t / (1 + (shift - 1) t), which is s' = shift s: sqrt(m / n) keeps the uncertainty of an n-pixel picture at m pixels.
     """
     assert shift > 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +17,12 @@ from ..core.rng import noise, streams
 from ..core.types import Ability, Condition, Request, UserError
 from ..processes import SIGMA_DATA, GaussianPath, Kind, to_x0
 from . import SOLVERS, solver, spaced
+from .brownian import Brownian
 from .contract import Denoise, Noise
 from .guidance import classifier_free, null_of, thresholded
 from .spacing import spacing_named
 
-__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "solve"]
+__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve"]
 
 KNOBS = frozenset(
     {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
@@ -49,9 +49,10 @@ class Sampling:
         own = {name: getattr(request, name) for name in self.__dataclass_fields__ if getattr(request, name) is not None}
         order = replace(self, **own)
         chosen = solver(order.solver)
-        if request.eta is not None and not chosen.eta:
-            able = ", ".join(name for name, each in SOLVERS.items() if each.eta)
-            raise UserError(f"solver {order.solver!r} does not take eta: use --solver {able}, or leave eta out")
+        for knob in ("eta", "churn"):
+            if getattr(request, knob) is not None and not getattr(chosen, knob):
+                able = " or ".join(name for name, each in SOLVERS.items() if getattr(each, knob))
+                raise UserError(f"solver {order.solver!r} does not take {knob}: use --solver {able}, or leave {knob} out")
         return order
 
 
@@ -75,13 +76,20 @@ def from_noise(base: Denoiser, denoise: Denoise, first: Tensor, order: Sampling,
 def drawn(base: Denoiser, denoise: Denoise, order: Sampling, request: Request, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """`from_noise`, every sample from its own stream of noise."""
     gens = streams(request.seeds, "noise")
-    return from_noise(base, denoise, noise(gens, shape, device), order, lambda: noise(gens, shape, device), request)
+    first = noise(gens, shape, device)
+    return from_noise(base, denoise, first, order, noise_for(gens, order, request, shape, device), request)
+
+
+def noise_for(gens: list[torch.Generator], order: Sampling, request: Request, shape: tuple[int, ...], device: torch.device) -> Noise:
+    """The noise that the order's solver draws on its way, sample by sample from `gens`, or a Brownian path of its seed."""
+    if solver(order.solver).brownian:
+        return Brownian(request.seeds, shape, device)
+    return lambda: noise(gens, shape, device)
 
 
 def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
     """x0 (B, C, H, W) from x at levels[0], by the order's solver."""
-    more: dict[str, Any] = {"eta": order.eta}
-    return solver(order.solver).run(denoise, x, levels, noise=fresh, callback=request.callback, **more)
+    return solver(order.solver).run(denoise, x, levels, noise=fresh, eta=order.eta, churn=order.churn, callback=request.callback)
 
 
 class Diffusion(Method, Denoiser, Latent):
