@@ -187,9 +187,9 @@ def test_inversion_and_back_is_the_picture(path) -> None:
     assert error[100] < error[25] / 2
     again = made.sample(Request(tuple(range(8)), Condition(source=x)))
     assert torch.allclose(again, made.decode(z), atol=1e-6)
-    exact = Invert(INFO, InvertConfig("exact", 1e-4, Sampling("euler", 10, spacing="time")), {"base": Gaussian(path=path)})
-    assert (exact.decode(exact.encode(x)) - x).abs().max().item() < 2e-4
-    assert error[25] > 1e-3  # which the other way is not
+    exact = Invert(INFO, InvertConfig("exact", 1e-3, Sampling("euler", 25, spacing="time")), {"base": Gaussian(path=path)})
+    assert (exact.decode(exact.encode(x)) - x).abs().max().item() < 2e-3
+    assert error[25] > 0.02  # which the other way is not
 
 
 def test_codes_are_the_closed_form_and_about_standard_normal() -> None:

@@ -86,7 +86,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run, base, guided = (str(tmp_path / n) for n in ("c", "b", "g"))
     assert main(["train", "classifier", "--data", "digits", "--out", run, "--size", "tiny", "--steps", "150", "--quiet"]) == 0
     records = [json.loads(line) for line in (tmp_path / "c" / "metrics.jsonl").read_text().splitlines()]
-    assert records[-1]["classify/accuracy_low_noise"] > 0.6
+    assert records[-1]["accuracy_low_noise"] > 0.6
     page = (tmp_path / "c" / "report.html").read_text()
     assert "What it recognizes" in page
     assert not re.search("<h2>(Samples|Nearest|From noise)", page)
