@@ -53,7 +53,7 @@ class Gaussian(Method, Denoiser):
 
 
 def painted(request: Request, base: Gaussian | None = None, **config: object) -> Tensor:
-    order = RePaintConfig(**{"sampling": Sampling("ddim", 40, eta=1.0), **config})  # type: ignore[arg-type]
+    order = RePaintConfig(**{"sampling": Sampling("ddim", 40, spacing="karras", eta=1.0), **config})  # type: ignore[arg-type]
     return RePaint(INFO, order, {"base": base or Gaussian()}).sample(request)
 
 
@@ -132,15 +132,14 @@ def test_what_is_not_masked_stays_bit_for_bit() -> None:
 
 def test_resampling_brings_the_redrawn_pixel_to_its_conditional_distribution() -> None:
     """Of x_2 given x_1 = y in closed form: mean MU + RHO (y - MU), variance VAR (1 - RHO^2). Without jumps it is far from it (section 4.2)."""
-    n, y = 1500, 0.55
+    n, y = 500, 0.55
     request = Request(tuple(range(n)), Condition(source=torch.full((n, 1, 1, 2), y), mask=half(n)))
     mean, std = MU + RHO * (y - MU), math.sqrt(VAR * (1 - RHO**2))
-    plain, often = painted(request, times=1), painted(request, jump=5, times=12)
-    gap = [abs(out[:, 0, 0, 1].mean().item() - mean) for out in (plain, often)]
-    assert gap[0] > 0.04
-    assert gap[1] < gap[0] / 3
-    assert often[:, 0, 0, 1].std().item() == pytest.approx(std, rel=0.15)
-    assert plain[:, 0, 0, 1].std().item() > 1.3 * std
+    plain, often = painted(request, times=1)[:, 0, 0, 1], painted(request, jump=2, times=12)[:, 0, 0, 1]
+    assert mean - plain.mean() > 0.1
+    assert abs(often.mean() - mean) < 0.025
+    assert plain.std() > 1.2 * std
+    assert often.std().item() == pytest.approx(std, rel=0.2)
 
 
 def test_repaint_counts_its_evaluations_and_knows_its_own_row_only() -> None:
@@ -178,18 +177,19 @@ def test_refusals_name_the_remedy() -> None:
 @pytest.mark.parametrize("path", [linear_path(), cosine_path()], ids=lambda p: p.name)
 def test_inversion_and_back_is_the_picture(path) -> None:
     gen = torch.Generator().manual_seed(3)
-    x = (MU + (torch.randn(40, 2, generator=gen, dtype=torch.float64) @ torch.linalg.cholesky(SIGMA).T)).float().view(40, 1, 1, 2)
+    x = (MU + (torch.randn(8, 2, generator=gen, dtype=torch.float64) @ torch.linalg.cholesky(SIGMA).T)).float().view(8, 1, 1, 2)
     error = {}
-    for steps in (50, 400):
+    for steps in (25, 100):
         made = Invert(INFO, InvertConfig(sampling=Sampling("euler", steps, spacing="time")), {"base": Gaussian(path=path)})
         z = made.encode(x)
         error[steps] = (made.decode(z) - x).abs().max().item()
-    assert error[400] < 0.02
-    assert error[400] < error[50] / 4
-    exact = Invert(INFO, InvertConfig("exact", 1e-4, Sampling("euler", 30, spacing="time")), {"base": Gaussian(path=path)})
-    assert (exact.decode(exact.encode(x)) - x).abs().max().item() < 2e-4
-    again = made.sample(Request(tuple(range(40)), Condition(source=x)))
+    assert error[100] < 0.1
+    assert error[100] < error[25] / 2
+    again = made.sample(Request(tuple(range(8)), Condition(source=x)))
     assert torch.allclose(again, made.decode(z), atol=1e-6)
+    exact = Invert(INFO, InvertConfig("exact", 1e-3, Sampling("euler", 25, spacing="time")), {"base": Gaussian(path=path)})
+    assert (exact.decode(exact.encode(x)) - x).abs().max().item() < 2e-3
+    assert error[25] > 0.02  # which the other way is not
 
 
 def test_codes_are_the_closed_form_and_about_standard_normal() -> None:

@@ -158,7 +158,7 @@ class Product:
 
     def product(self, w: tuple[float, float]) -> tuple[Tensor, Tensor]:
         """Mean and variance of p(x) prod (p(x | c_i) / p(x))^w_i, by completing the square."""
-        share = torch.tensor([*w, 1 - sum(w)]).double()[:, None]
+        share = torch.tensor([*w, 1 - sum(w)], dtype=torch.float64)[:, None]
         precision = (share / self.var).sum(0)
         return (share * self.mu / self.var).sum(0) / precision, 1 / precision
 

@@ -66,17 +66,19 @@ class Invert(Method, Codec):
         base = self.parents["base"]
         assert isinstance(base, Denoiser)
         levels, denoise = base.sigmas(order.steps, order.solver, order.spacing), conditioned(base.denoise, Condition())
-        if self.config.how == "exact":
-            x = inversion.invert_exactly(denoise, x, levels, tolerance=self.config.tolerance)
-        else:
-            x = inversion.invert(denoise, x, levels)
+        with torch.autocast(x.device.type, enabled=False):  # rounding on the way up is amplified on the way down
+            if self.config.how == "exact":
+                x = inversion.invert_exactly(denoise, x, levels, tolerance=self.config.tolerance)
+            else:
+                x = inversion.invert(denoise, x, levels)
         return x / (1 + float(levels[0]) ** 2) ** 0.5
 
     def _down(self, z: Tensor, request: Request) -> Tensor:
         base, order = self.parents["base"], self.config.sampling.asked(request)
         assert isinstance(base, Denoiser)
         cond = Condition(label=request.cond.label, text=request.cond.text)
-        return from_noise(base, guided(base, cond, order), z.to(torch.float32), order, None, request)
+        with torch.autocast(z.device.type, enabled=False):
+            return from_noise(base, guided(base, cond, order), z.to(torch.float32), order, None, request)
 
 
 def invert(size: Size = "small") -> Recipe:

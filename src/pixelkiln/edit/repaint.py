@@ -13,6 +13,10 @@ and, as that does not yet fit together at the seam, `jump` steps up again and do
 
 which leaves x distributed as q(x_s'): variances add, s^2 + (s'^2 - s^2). (A standard deviation of s' - s, as some implementations have it,
 re-noises hardly at all: for s = 1.0 and s' = 1.03, 0.03 instead of 0.25.) At r = 0 what is known is y itself, bit for bit.
+
+What is redrawn only moves as far as the level lets it, so most of the levels must be low ones, and the spacing is Karras's: two pixels of a
+Gaussian with correlation 0.95 and standard deviation 0.3, one masked, 40 levels, jump 5, times 12: the mean is off by 0.017, and by 0.070
+with levels uniform in time (without jumps: 0.13 and 0.12).
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ class RePaintConfig:
 
     jump: int = 5  # steps that are taken back
     times: int = 5  # how often each stretch is walked; 1: no jumps
-    sampling: Sampling = field(default_factory=lambda: Sampling("ddim", 40, eta=1.0))  # of the steps; the solver is not to be changed
+    sampling: Sampling = field(default_factory=lambda: Sampling("ddim", 40, spacing="karras", eta=1.0))  # of the steps; the solver is not to be changed
 
 
 @final
@@ -126,7 +130,7 @@ def repaint(size: Size = "small") -> Recipe:
     config = RePaintConfig(
         jump=by_size(size, tiny=2, small=5, base=10),
         times=by_size(size, tiny=2, small=5, base=10),
-        sampling=Sampling("ddim", by_size(size, tiny=6, small=40, base=250), eta=1.0),
+        sampling=Sampling("ddim", by_size(size, tiny=6, small=40, base=250), spacing="karras", eta=1.0),
     )
     stage = Stage(RePaint, config, train=TrainConfig(steps=0), parents={"base": ""})
     return Recipe(

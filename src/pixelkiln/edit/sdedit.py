@@ -25,7 +25,7 @@ from ..core.protocols import Denoiser, Method
 from ..core.recipe import Recipe, Size, Stage, TrainConfig, by_size
 from ..core.rng import noise, streams
 from ..core.types import Ability, DataInfo, Request, UserError
-from ..solvers.diffusion import PASSED_ON, Sampling, guided, solve
+from ..solvers.diffusion import PASSED_ON, Sampling, guided, noise_for, solve
 from ..solvers.pictures import source_of
 
 __all__ = ["SDEdit", "SDEditConfig", "levels_below", "sdedit"]
@@ -68,7 +68,7 @@ class SDEdit(Method):
         gens = streams(request.seeds, "noise")
         x = source + float(sigmas[0]) * noise(gens, shape, self.device)
         denoise = guided(base, replace(request.cond, source=None), order)
-        return solve(denoise, x, sigmas, order, lambda: noise(gens, shape, self.device), request)
+        return solve(denoise, x, sigmas, order, noise_for(gens, order, request, shape, self.device), request)
 
 
 def levels_below(base: Denoiser, strength: float, order: Sampling) -> Tensor:

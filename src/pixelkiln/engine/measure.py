@@ -89,8 +89,8 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data); knobs: as
     `Trained.sample`. An editing method is given test images, in turn (and the mask `middle`, where it takes one), and scores of pairs compare
-    its images with them. Several processes share sampling and features, with the scores of one process, bit for bit; the first has them, and the
-    others get an empty report.
+    its images with them. Several processes share sampling and features, with the scores of one process, bit for bit; the first has them, and
+    the others get an empty report.
     """
     log = log or Log(quiet=True)
     if not trained.method.generates:

@@ -24,7 +24,7 @@ from .guidance import classifier_free, null_of, thresholded
 from .likelihood import ode_log_prob, signs
 from .spacing import spacing_named
 
-__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "solve"]
+__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve"]
 
 KNOBS = frozenset(
     {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
@@ -79,8 +79,14 @@ def drawn(base: Denoiser, denoise: Denoise, order: Sampling, request: Request, s
     """`from_noise`, every sample from its own stream of noise."""
     gens = streams(request.seeds, "noise")
     first = noise(gens, shape, device)
-    fresh: Noise = Brownian(request.seeds, shape, device) if solver(order.solver).brownian else lambda: noise(gens, shape, device)
-    return from_noise(base, denoise, first, order, fresh, request)
+    return from_noise(base, denoise, first, order, noise_for(gens, order, request, shape, device), request)
+
+
+def noise_for(gens: list[torch.Generator], order: Sampling, request: Request, shape: tuple[int, ...], device: torch.device) -> Noise:
+    """The noise that the order's solver draws on its way, sample by sample from `gens`, or a Brownian path of its seed."""
+    if solver(order.solver).brownian:
+        return Brownian(request.seeds, shape, device)
+    return lambda: noise(gens, shape, device)
 
 
 def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
