@@ -3,7 +3,7 @@
     python benchmarks/nets.py [--threads 2] [--turns 7] [--steps 8] [--profile mpunet]
 
 A turn is some steps (forward, backward, Adam) of one network while the others wait; a rate is the median over the turns, a ratio the median of the
-ratios within a turn.
+ratios within a turn. Times are of the processor, summed over threads, so that a busy machine's other programs count little.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ def main() -> None:
     load, took = os.getloadavg()[0], {name: [] for name in steps}
     for turn in range(args.turns):
         for name in list(steps) if turn % 2 else reversed(list(steps)):
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(args.steps):
                 steps[name]()
-            took[name].append((time.perf_counter() - start) / args.steps)
+            took[name].append((time.process_time() - start) / args.steps)
     for name, times in took.items():
         ratio = statistics.median(a / b for a, b in zip(took["unet"], times, strict=True))
-        known[name] |= {"ms": round(1e3 * statistics.median(times), 2), "images/s": round(BATCH / statistics.median(times), 1), "unet=1": round(ratio, 3)}
+        known[name] |= {"cpu ms": round(1e3 * statistics.median(times), 2), "images a cpu second": round(BATCH / statistics.median(times), 1), "unet=1": round(ratio, 3)}
         print(name, json.dumps(known[name]))
     print(f"load {load:.2f} before, {os.getloadavg()[0]:.2f} after; {args}")
 
