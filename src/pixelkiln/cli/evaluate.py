@@ -95,14 +95,12 @@ def run(args: argparse.Namespace) -> int:
     if (path / "recipe.json").exists():
         trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
         found = measure(trained, args.data, args.n, ask, args.label, log, access(args), **knobs(args))
-        if not first:
-            return 0
-    elif not first:
-        return 0
     elif args.data:
         found = measure_images(path, args.data, ask, log, access(args))
     else:
         raise UserError("against which real images? add --data SRC")
+    if not first:
+        return 0
     Console().print(table(found.report))
     for name, value in {**found.report.shared(), **found.likelihood}.items():
         print(f"  {name}: {value}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,18 @@ def generate(method: Method, request: Request, where: Where, batch: int = 250, d
 
     Several processes take the batches in turn, each as one process would draw it, and hand them in to process 0; the others get (0, C, H, W).
     """
-    team, device = where.team, torch.device(where.device)
+    device = torch.device(where.device)
+
+    def draw(part: Request) -> dict[str, Tensor]:
+        with where.eager(), where.autocast():
+            return {"images": to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()}
+
     parts = [torch.empty(0, *method.shape, dtype=torch.uint8)]
-    for number, i in enumerate(range(0, len(request.seeds), batch)):
-        part, owner = request.take(slice(i, i + batch)), number % team.size
-        images = torch.empty(len(part.seeds), *method.shape, dtype=torch.uint8)
-        if owner == team.rank:
-            with where.eager(), where.autocast():
-                images = to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()
-        team.hand_in(images, owner)
-        if team.first:
-            parts.append(images)
+    batches = (request.take(slice(i, i + batch)) for i in range(0, len(request.seeds), batch))
+    for found in where.team.in_turn(partial(draw, part) for part in batches):
+        parts.append(found["images"])
         if done is not None:
-            done(min(i + batch, len(request.seeds)))
+            done(sum(map(len, parts)))
     return torch.cat(parts)
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
 from ..core.protocols import Denoiser, Latent, Method
 from ..core.rng import noise, streams
 from ..core.types import Ability, Condition, Request, UserError
-from ..processes import GaussianPath, Kind, to_x0
+from ..processes import SIGMA_DATA, GaussianPath, Kind, to_x0
 from . import SOLVERS, solver, spaced
+from .brownian import Brownian
 from .contract import Denoise, Noise
 from .guidance import classifier_free
 from .spacing import spacing_named
@@ -47,9 +47,10 @@ class Sampling:
         own = {name: getattr(request, name) for name in self.__dataclass_fields__ if getattr(request, name) is not None}
         order = replace(self, **own)
         chosen = solver(order.solver)
-        if request.eta is not None and not chosen.eta:
-            able = ", ".join(name for name, each in SOLVERS.items() if each.eta)
-            raise UserError(f"solver {order.solver!r} does not take eta: use --solver {able}, or leave eta out")
+        for knob in ("eta", "churn"):
+            if getattr(request, knob) is not None and not getattr(chosen, knob):
+                able = " or ".join(name for name, each in SOLVERS.items() if getattr(each, knob))
+                raise UserError(f"solver {order.solver!r} does not take {knob}: use --solver {able}, or leave {knob} out")
         return order
 
 
@@ -60,8 +61,7 @@ def guided(base: Denoiser, cond: Condition, order: Sampling) -> Denoise:
 
 def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
     """x0 (B, C, H, W) from x at levels[0], by the order's solver."""
-    more: dict[str, Any] = {"eta": order.eta}
-    return solver(order.solver).run(denoise, x, levels, noise=fresh, callback=request.callback, **more)
+    return solver(order.solver).run(denoise, x, levels, noise=fresh, eta=order.eta, churn=order.churn, callback=request.callback)
 
 
 class Diffusion(Method, Denoiser, Latent):
@@ -103,10 +103,10 @@ class Diffusion(Method, Denoiser, Latent):
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """E[x0 | x0 + sigma noise]: the network's prediction turned into x0."""
         s = (sigma.cpu() if sigma.device.type == "mps" else sigma).double()  # the path is in float64, which MPS lacks
-        t = self.path.t_of_ratio(s).clamp(max=self.path.t_max)
+        t = self.path.t_of_ratio(s).clamp(self.path.t_min, self.path.t_max)
         alpha, share, t, c_in = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t), t, self.c_in(t)))  # (B,)
         out = self.network(c_in[:, None, None, None] * x, t, cond).float()
-        x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share)
+        x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share, self.sigma_data or SIGMA_DATA)
         return x0.clamp(-1, 1) if self.clip else x0
 
     def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
@@ -116,7 +116,10 @@ class Diffusion(Method, Denoiser, Latent):
     def draw(self, request: Request) -> Tensor:
         """From noise to images by the requested solver; every sample has its own stream of noise."""
         gens, shape = streams(request.seeds, "noise"), tuple(self.shape)
-        return self._from(noise(gens, shape, self.device), request, lambda: noise(gens, shape, self.device))
+        first = noise(gens, shape, self.device)
+        if solver(request.solver or self.sampling.solver).brownian:
+            return self._from(first, request, Brownian(request.seeds, shape, self.device))
+        return self._from(first, request, lambda: noise(gens, shape, self.device))
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """The noise at the end of the path, (n, C, H, W)."""
