@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -146,7 +146,9 @@ def test_samples_depend_on_their_seed_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_field_without_ability_is_refused(name: str) -> None:
     _, method, _ = built(name)
-    ask = {"steps": 3, "solver": "ddim", "eta": 0.5, "guidance": 2.0, "strength": 0.5, "truncation": 0.7}
+    ask = {"steps": 3, "solver": "ddim", "spacing": "karras", "eta": 0.5, "churn": 1.0, "guidance": 2.0, "interval": (0.1, 1.0), "rescale": 0.5,
+           "threshold": 0.9, "strength": 0.5, "truncation": 0.7}
+    assert {*ask} == {f.name for f in fields(Request)} - {"seeds", "cond", "callback"}
     for field, value in ask.items():
         if Ability(field) not in method.abilities:
             with pytest.raises(UserError, match=field):

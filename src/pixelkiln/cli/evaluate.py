@@ -41,6 +41,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label", metavar="K", help="classes of the samples; default: as in the training data")
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores with their protocol here, too")
     parser.add_argument("--iw", type=whole, default=100, metavar="K", help="importance samples for a likelihood that is a bound")
+    parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_access(parser)
     add_machine(parser)
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         named(names)
     ask = Ask(names, args.seed, args.extractor, args.weights, args.bootstrap, args.iw)
     if (path / "recipe.json").exists():
-        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
         found = measure(trained, args.data, args.n, ask, args.label, log, access(args), **knobs(args))
     elif args.data:
         found = measure_images(path, args.data, ask, log, access(args))

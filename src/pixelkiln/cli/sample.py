@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from .options import add_machine, parents, whole
+from .options import add_machine, bounds, parents, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="IMG|DIR", type=Path, help="an image to start from, or a folder of them, in turn")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
     parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
+    parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_machine(parser)
 
@@ -37,9 +38,14 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     """What some methods can be told when they sample; a method that cannot use one refuses it."""
     group = parser.add_argument_group("sampling (a method refuses what it does not know)")
     group.add_argument("--steps", type=whole, metavar="N", help="solver steps")
-    group.add_argument("--solver", metavar="S", help="ddpm, ddim, dpmpp-2m, euler, heun")
+    group.add_argument("--solver", metavar="S", help="ddpm, ddim, dpmpp-2m, euler, heun, …: docs/solvers.md lists them")
+    group.add_argument("--spacing", metavar="S", help="of the noise levels: karras, loglinear, time, …; default: as suits the solver")
     group.add_argument("--eta", type=float, metavar="X", help="share of ancestral noise of ddim, 0 to 1")
-    group.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance weight, 1 = off")
+    group.add_argument("--churn", type=float, metavar="X", help="noise added back on the way by heun (S_churn), from 0")
+    group.add_argument("--guidance", type=float, metavar="W", help="weight of guidance, 1 = off")
+    group.add_argument("--interval", type=bounds, metavar="LO,HI", help="noise levels between which there is guidance")
+    group.add_argument("--rescale", type=float, metavar="PHI", help="how far guidance keeps the unguided contrast, 0 to 1")
+    group.add_argument("--threshold", type=float, metavar="P", help="dynamic thresholding at this percentile, above 0, to 1")
     group.add_argument("--strength", type=float, metavar="X", help="how far the source is re-noised, above 0, to 1")
     group.add_argument("--truncation", type=float, metavar="X", help="shrinks the latent, above 0, to 1")
     group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
@@ -48,7 +54,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
 
 def knobs(args: argparse.Namespace) -> dict[str, Any]:
     """The knobs that were given."""
-    names = ("steps", "solver", "eta", "guidance", "strength", "truncation")
+    names = ("steps", "solver", "spacing", "eta", "churn", "guidance", "interval", "rescale", "threshold", "strength", "truncation")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.sample import generate, load
 
     joined().agree(lambda: _check(args.out))
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
     request = request_of(args, trained)
     first = trained.where.team.first
     log = Log(args.quiet or not first)

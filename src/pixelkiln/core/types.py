@@ -52,8 +52,13 @@ class Ability(StrEnum):
     COORDS = "coords"
     STEPS = "steps"
     SOLVER = "solver"
+    SPACING = "spacing"
     ETA = "eta"
+    CHURN = "churn"
     GUIDANCE = "guidance"
+    INTERVAL = "interval"
+    RESCALE = "rescale"
+    THRESHOLD = "threshold"
     STRENGTH = "strength"
     TRUNCATION = "truncation"
 
@@ -121,7 +126,9 @@ class Moment:
 class Request:
     """An order for samples: sample i depends on seeds[i] and row i of the condition alone, whatever the batch size.
 
-    steps: number of solver steps; solver: its name; eta: share of ancestral noise; guidance: classifier-free weight w (1 = off);
+    steps: number of solver steps; solver: its name; spacing: of its noise levels; eta: share of ancestral noise; churn: noise added back (S_churn);
+    guidance: classifier-free weight w (1 = off), used for noise levels in interval (lo, hi) only; rescale: share phi in [0, 1] of the guided
+    estimate brought back to the conditional one's deviation; threshold: percentile of dynamic thresholding, in (0, 1];
     strength: how far a source image is re-noised, in (0, 1]; truncation: shrinks the latent, in (0, 1].
     callback(i, n, x0): called after each step with the current estimate of the images.
     """
@@ -130,8 +137,13 @@ class Request:
     cond: Condition = field(default_factory=Condition)
     steps: int | None = None
     solver: str | None = None
+    spacing: str | None = None
     eta: float | None = None
+    churn: float | None = None
     guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float | None = None
+    threshold: float | None = None
     strength: float | None = None
     truncation: float | None = None
     callback: Callable[[int, int, Tensor], None] | None = None

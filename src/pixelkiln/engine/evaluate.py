@@ -16,7 +16,7 @@ from .parallel import ALONE, Team
 from .scores import DEFAULT, METRICS, Protocol, Score, Sets, finite, title
 from .statistics import Statistics, statistics_of
 
-__all__ = ["chosen", "evaluate", "named", "score"]
+__all__ = ["check", "chosen", "evaluate", "floor_of", "named", "score", "score_of"]
 
 FEW = 1_000  # below this, fd's bias is warned of
 PART = 1024  # images at a time
@@ -65,14 +65,14 @@ def score(fake: Statistics, shape: Sequence[int], train: ImageSet, test: ImageSe
     common = _protocol(shape, train, test, extractor, seed, every)
     results = []
     for name in names:
-        value = _score(name, sets)
-        floor = _floor(name, every if name == "accuracy" else some, real, seed)
+        value = score_of(name, sets)
+        floor = floor_of(name, every if name == "accuracy" else some, real, seed)
         own = {**common, **value.protocol, "floor N": floor.protocol["N"] if floor else 0}
         results.append(Result(title(name, extractor), value.value, METRICS[name].better, floor.value if floor else None, own, value.error, value.interval))
     return Report(tuple(results), tuple(_warnings(names, fake, n_floor, real, train, test)))
 
 
-def _score(name: str, sets: Sets) -> Score:
+def score_of(name: str, sets: Sets) -> Score:
     """One score; what the metric refuses, or cannot give as a number, is the user's to know."""
     try:
         found = METRICS[name].of(sets)
@@ -83,7 +83,7 @@ def _score(name: str, sets: Sets) -> Score:
     return found
 
 
-def _floor(name: str, test: Statistics | None, real: Statistics, seed: int) -> Score | None:
+def floor_of(name: str, test: Statistics | None, real: Statistics, seed: int) -> Score | None:
     """The score of test images, None where there are too few."""
     if test is None or len(test) < METRICS[name].least or (name == "accuracy" and not test.labeled):
         return None

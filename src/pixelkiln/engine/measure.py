@@ -129,7 +129,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     if isinstance(trained.method, Likelihood) and not ask.metrics:
         nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
     found = Measured(report, nats)
-    if not ask.usual or source is not None:
+    if not ask.usual or source is not None or trained.ema_std is not None:
         return found
     save_evaluation(trained, found.to_json())
     return Measured(report, nats, publish(trained, *own, extractor))

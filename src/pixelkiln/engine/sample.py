@@ -102,8 +102,8 @@ def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
 class Trained:
     """A trained run, ready to be used from Python: `pixelkiln.load("runs/demo").sample(16)`."""
 
-    def __init__(self, method: Method, opened: Opened, where: Where) -> None:
-        self.method, self.opened, self.where = method, opened, where
+    def __init__(self, method: Method, opened: Opened, where: Where, ema_std: float | None = None) -> None:
+        self.method, self.opened, self.where, self.ema_std = method, opened, where, ema_std
         where.place(method)
 
     @property
@@ -171,7 +171,8 @@ class Trained:
 
 
 def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None,
-         layout: str = "auto", threads: int | str | None = None) -> Trained:
-    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library."""
-    method, opened = load_method(run, recipe, parents)
-    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads))
+         layout: str = "auto", threads: int | str | None = None, ema_std: float | None = None) -> Trained:
+    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library. ema_std: the weights' average of
+    that length, as a share of the training (0: none), made from the run's snapshots; None: as it samples by itself."""
+    method, opened = load_method(run, recipe, parents, ema_std=ema_std)
+    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads), ema_std)

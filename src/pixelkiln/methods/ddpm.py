@@ -12,21 +12,21 @@ guidance needs (Ho and Salimans 2022, arXiv 2207.12598). Any solver of `pixelkil
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, final
+from dataclasses import dataclass, field
+from typing import final
 
 import torch
 from torch import Tensor
 
-from ..core.protocols import Denoiser, Latent, Method, Update
+from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
-from ..core.rng import noise, streams
-from ..core.types import Ability, Batch, Condition, DataInfo, Moment, Request, UserError
+from ..core.types import Batch, Condition, DataInfo, Moment
+from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNet, UNetConfig
-from ..objectives.denoising import Weighting, denoising_loss
-from ..processes import Kind, cosine_path, linear_path, times, to_x0
-from ..solvers import classifier_free, solver, spaced
+from ..nets.unet import UNetConfig
+from ..objectives.denoising import Weighting, denoising_loss, halves
+from ..processes import PATHS, Density, Kind, PathName, draw_times
+from ..solvers.diffusion import Diffusion, Sampling
 
 __all__ = ["DDPM", "DDPMConfig", "ddpm"]
 
@@ -40,38 +40,31 @@ MEASURED = (
 class DDPMConfig:
     """What is predicted, on which schedule, with which network; and how it is sampled unless the request says otherwise."""
 
-    net: UNetConfig = field(default_factory=UNetConfig)
+    net: NetConfig = field(default_factory=UNetConfig)
     dim: int = 256  # of the vector that carries time and class
     predict: Kind = "v"
-    schedule: Literal["linear", "cosine"] = "cosine"
+    schedule: PathName = "cosine"
+    density: Density = field(default_factory=Density)  # of the times that it is trained at
     weighting: Weighting = "uniform"
-    gamma: float = 5.0  # of min-SNR
+    gamma: float | None = None  # of min-snr and soft-min-snr (none: 5) or p2 (none: 1)
     drop: float = 0.1  # share of samples that lose their label
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
-    solver: str = "dpmpp-2m"
-    steps: int = 20
-    guidance: float = 1.25
+    sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))
 
 
 @final
-class DDPM(Method, Denoiser, Latent):
+class DDPM(Diffusion):
     """Diffusion in pixels; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")
-    abilities = frozenset({Ability.STEPS, Ability.SOLVER, Ability.ETA, Ability.LABEL, Ability.GUIDANCE})
 
     def __init__(self, info: DataInfo, config: DDPMConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
-        c, h, w = info.shape
-        if h % config.net.multiple or w % config.net.multiple:
-            raise UserError(f"ddpm: images of {h}x{w} do not divide by {config.net.multiple}; give --data.resolution a multiple of it")
-        self.config = config
-        self.path = {"linear": linear_path, "cosine": cosine_path}[config.schedule]()
-        self.sigma_range = (self.path.s_min, self.path.s_max)
-        self.net = UNet(c, config.dim, config.net)
+        self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
+        self.path = PATHS[config.schedule]()
+        self.fits(config.net.multiple)
+        self.net = backbone(info.shape, config.dim, config.net)
         self.condition = Conditioner(len(info.classes), config.dim, config.drop)
-        if not info.classes:
-            self.abilities = self.abilities - {Ability.LABEL, Ability.GUIDANCE}
 
     def updates(self) -> Sequence[Update]:
         """Eq. 14, the only row."""
@@ -80,54 +73,15 @@ class DDPM(Method, Denoiser, Latent):
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """L over stratified times; "loss" is its mean over the batch, also given for the cleaner and the noisier half."""
         x0, path, config = batch.x, self.path, self.config
-        t = times(len(x0), path.t_max, path.t_min, x0.device)
-        vec = self.condition(batch.cond, len(x0))
-        each = denoising_loss(lambda xt, t: self.net(xt, t, vec), x0, torch.randn_like(x0), t, path, config.predict, config.weighting, config.gamma)
-        low = (t < 0.5 * path.t_max).float()  # (B,)
-        return {
-            "loss": each.mean(),
-            "low_noise": (each.detach() * low).sum() / low.sum().clamp_min(1),
-            "high_noise": (each.detach() * (1 - low)).sum() / (1 - low).sum().clamp_min(1),
-        }
+        t = draw_times(len(x0), path, config.density, x0.device)
+        predict = lambda xt, t: self.network(xt, t, batch.cond)
+        each = denoising_loss(predict, x0, torch.randn_like(x0), t, path, config.predict, config.weighting, config.gamma)  # (B,)
+        return {"loss": each.mean(), **halves(each, t < 0.5 * path.t_max)}
 
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        """E[x0 | x0 + sigma noise]: xt = alpha x, and the prediction turned into x0."""
-        exact = sigma.cpu() if sigma.device.type == "mps" else sigma  # the path is in float64, which MPS lacks
-        t = self.path.t_of_ratio(exact).clamp(max=self.path.t_max)
-        alpha, s = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t)))  # (B,)
-        xt = alpha[:, None, None, None] * x
-        out = self.net(xt, t.float().to(x.device), self.condition(cond, len(x))).float()
-        x0 = to_x0(self.config.predict, out, xt.float(), alpha, s)
-        return x0.clamp(-1, 1) if self.config.clip else x0
-
-    def sigmas(self, steps: int, solver_name: str) -> Tensor:
-        """Levels of the path for a solver, (steps + 1,)."""
-        return spaced(self.path, steps, solver(solver_name).spacing)
-
-    def draw(self, request: Request) -> Tensor:
-        """From noise to images by the requested solver; every sample has its own stream of noise."""
-        gens = streams(request.seeds, "noise")
-        first = noise(gens, tuple(self.shape), self.device)
-        return self._solve(first, request, lambda: noise(gens, tuple(self.shape), self.device))
-
-    def _solve(self, first: Tensor, request: Request, fresh: object) -> Tensor:
-        """first: standard normal (B, C, H, W), the path's end."""
-        config = self.config
-        chosen = solver(request.solver or config.solver)
-        if request.eta is not None and not chosen.eta:
-            raise UserError(f"solver {request.solver or config.solver!r} does not take eta; ddim does")
-        levels = self.sigmas(config.steps if request.steps is None else request.steps, request.solver or config.solver)
-        x = first * (1 + float(levels[0]) ** 2) ** 0.5  # xt / alpha: variance-exploding coordinates
-        guided = classifier_free(self.denoise, request.cond, Condition(), config.guidance if request.guidance is None else request.guidance)
-        return chosen.run(guided, x, levels, noise=fresh, eta=request.eta or 0.0, callback=request.callback)  # type: ignore[arg-type]
-
-    def latents(self, seeds: Sequence[int]) -> Tensor:
-        """The noise at the end of the path, (n, C, H, W)."""
-        return noise(streams(seeds, "noise"), tuple(self.shape))
-
-    def from_latents(self, z: Tensor, request: Request) -> Tensor:
-        """The probability-flow ODE from that noise (deterministic, DDIM unless the request names another solver)."""
-        return self._solve(z, replace(request, solver=request.solver or "ddim"), None)
+    def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """F(xt, t, label)."""
+        out: Tensor = self.net(x, t.float(), self.condition(cond, len(x)))
+        return out
 
 
 def ddpm(size: Size = "small") -> Recipe:

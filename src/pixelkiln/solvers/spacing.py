@@ -1,4 +1,4 @@
-"""Where the noise levels of n steps lie: (n + 1,) float64, falling strictly, the last one 0; n evaluations for every n >= 1.
+"""Where the noise levels of n steps lie: (n + 1,) float64, falling strictly, the last one 0, for every n >= 1.
 
 Levels are real numbers, never rounded to the steps of a training table (rounded ones collapse to duplicates).
 """
@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from ..core.config import nearest
 from ..core.types import UserError
 from ..processes import GaussianPath
+from .few import few_levels
 
-__all__ = ["Spacing", "karras", "log_linear", "spaced", "uniform_time"]
+__all__ = ["Spacing", "few", "karras", "leading_time", "linspace_time", "log_linear", "spaced", "spacing_named", "uniform_time"]
 
-Spacing = Literal["karras", "time", "loglinear"]
+Spacing = Literal["karras", "time", "loglinear", "leading", "linspace", "few"]
 
 
 def karras(n: int, s_min: float, s_max: float, rho: float = 7.0) -> Tensor:
@@ -43,13 +45,51 @@ def uniform_time(n: int, ratio: Callable[[Tensor], Tensor], t_max: float = 1.0) 
     return _ended(ratio(t))
 
 
+def leading_time(n: int, ratio: Callable[[Tensor], Tensor], t_min: float, t_max: float = 1.0) -> Tensor:
+    """s = ratio(t) at t_i = t_min + (t_max - t_min) (n - 1 - i) / n: "leading" spacing, the default of many libraries.
+
+    It ends at the lowest noise and never starts at the highest, so the noise that it is given is not what the model expects (Lin et al.
+    2023, arXiv 2305.08891, section 3.3). Here for comparison.
+    """
+    _ramp(n)
+    return _ended(ratio(t_min + (t_max - t_min) * torch.arange(n - 1, -1, -1, dtype=torch.float64) / n))
+
+
+def linspace_time(n: int, ratio: Callable[[Tensor], Tensor], t_min: float, t_max: float = 1.0) -> Tensor:
+    """s = ratio(t) at n times from t_max to t_min, both included ("linspace"), then 0."""
+    return _ended(ratio(t_max + _ramp(n) * (t_min - t_max)))
+
+
+def few(n: int, s_min: float, s_max: float) -> Tensor:
+    """The levels at which Euler's method does best on Gaussian data with the spectrum of images, from s_max (`few.cost`), then 0."""
+    _ramp(n)
+    return _ended(torch.tensor(few_levels(n, s_min, s_max), dtype=torch.float64))
+
+
 def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
     """Levels of n steps over the whole range of a path, spaced as a solver wants them; (n + 1,) float64."""
-    if spacing == "karras":
-        return karras(n, path.s_min, path.s_max)
-    if spacing == "loglinear":
-        return log_linear(n, path.s_min, path.s_max)
-    return uniform_time(n, path.ratio, path.t_max)
+    match spacing:
+        case "karras":
+            return karras(n, path.s_min, path.s_max)
+        case "loglinear":
+            return log_linear(n, path.s_min, path.s_max)
+        case "few":
+            return few(n, path.s_min, path.s_max)
+        case "leading":
+            return leading_time(n, path.ratio, path.t_min, path.t_top)
+        case "linspace":
+            return linspace_time(n, path.ratio, path.t_min, path.t_top)
+        case "time":
+            return uniform_time(n, path.ratio, path.t_top)
+
+
+def spacing_named(name: str) -> Spacing:
+    """The spacing of that name; UserError with the nearest names where there is none."""
+    found = next((known for known in get_args(Spacing) if known == name), None)
+    if found is None:
+        raise UserError(f"unknown spacing {name!r}: {nearest(name, get_args(Spacing))}")
+    spacing: Spacing = found
+    return spacing
 
 
 def _ramp(n: int) -> Tensor:
