@@ -3,7 +3,8 @@
     python benchmarks/tables.py [--result benchmarks/results/DATE-speed.json] [--check]
 
 A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine;
-the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table.
+the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table,
+and that of diffusion.py where it has diffusion:mnist.
 --check writes nothing and ends with status 1 where a page is not as it would be written.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md")
 GOALS = {"list": "under 0.6 s", "sample, from a tiny run": "under 3 s"}
 Result = dict[str, Any]
 
@@ -127,6 +128,19 @@ def mnist(found: Result) -> str:
     return table(head, rows)
 
 
+def diffusion(found: Result) -> str:
+    """Every recipe of diffusion.py, and its conditions."""
+    rows = []
+    for r in found["rows"]:
+        s = r["scores"]
+        rows.append([f"`{r['name']}`", f"{r['steps']:,}", f"{s['fd']['value']:.2f}", f"{s['accuracy']['value']:.1%}", f"{s['precision']['value']:.2f}", f"{s['recall']['value']:.2f}",
+                     f"{r['images_per_s']:,.0f}", number(r["sample_images_per_s"])])
+    head = ["recipe", "steps", "`fd`", "recognized as its label", "precision", "recall", "training images/s", "sampling images/s"]
+    first = found["rows"][0]
+    where = f"{found['date']}, {found['machine']}: {first['minutes']:g} min of training, {first['n']:,} samples (`fd` of as many real test images: {first['scores']['fd']['floor']:.2f}), one seed."
+    return f"{table(head, rows)}\n\n{where}"
+
+
 PARTS: dict[str, Callable[[Result], str]] = {"summary": summary, "training": training, "sampling": sampling, "loop": loop, "startup": startup, "machine": machine}
 
 
@@ -142,8 +156,10 @@ def newest(kind: str) -> Result | None:
     return json.loads(results[-1].read_text()) if results else None
 
 
-def fill(text: str, speed: Result | None, scores: Result | None, team: Result | None) -> str:
+def fill(text: str, speed: Result | None, scores: Result | None, team: Result | None, models: Result | None) -> str:
     """The page with every marked part written anew for which there is a result."""
+    if models is not None:
+        text = put(text, "diffusion:mnist", lambda: diffusion(models))
     if speed is not None:
         for name, write in PARTS.items():
             text = put(text, f"speed:{name}", lambda write=write: write(speed))
@@ -158,12 +174,12 @@ def main() -> int:
     p.add_argument("--check", action="store_true")
     args = p.parse_args()
     speed = json.loads(args.result.read_text()) if args.result else newest("speed")
-    scores, team = newest("mnist"), newest("processes")
+    scores, team, models = newest("mnist"), newest("processes"), newest("diffusion-mnist")
     stale = 0
     for page in PAGES:
         file = ROOT / page
         before = file.read_text(encoding="utf-8") if file.exists() else ""
-        after = fill(before, speed, scores, team)
+        after = fill(before, speed, scores, team, models)
         if after != before:
             stale += 1
             print(page)
