@@ -143,16 +143,17 @@ def test_as_the_steps_grow_the_bound_falls_to_the_likelihood(path: GaussianPath)
     """With the variance beta and, in step 1, the exact one. With beta_tilde it does not: near the data r^2 / s^2 is (i - 1) / i for every T."""
     gaps: dict[float, list[float]] = {0.0: [], 1.0: []}
     for f, found in gaps.items():
-        for T in (10, 50, 250):
+        for T in (25, 100, 400, 1600):
             levels = chain(path, T)
             small, large = log_ranges(levels)
             share = torch.full((T, 3), f, dtype=torch.float64)
             s2 = levels[1] ** 2
             share[0] = ((torch.tensor(VAR) * s2 / (torch.tensor(VAR) + s2)).log() - small[0]) / (large[0] - small[0])
             found.append(float((PAIRS * bound(levels, share).nats).sum()) - ENTROPY)
-    assert all(a > 1.9 * b > 0 for a, b in itertools.pairwise(gaps[1.0])), gaps
-    assert gaps[1.0][-1] < 0.12 * gaps[1.0][0]
-    assert gaps[0.0][-1] > 10 * gaps[1.0][-1]
+        assert all(gap > 0 for gap in found), found
+        assert f == 0 or all(a > b for a, b in itertools.pairwise(found)), found
+    assert gaps[1.0][-1] < 0.03 * gaps[1.0][0]
+    assert gaps[0.0][-1] > 20 * gaps[1.0][-1]
 
 
 def test_a_few_steps_estimate_the_sum_over_all_without_bias():
@@ -210,13 +211,13 @@ def test_the_discretized_gaussian_is_a_distribution_over_256_levels():
 def test_the_discretized_gaussian_equals_scipy_and_is_exact_far_away():
     mean, std = 0.1, 0.05
     edges = np.concatenate([[-np.inf], (2 * np.arange(255) + 1) / 255 - 1, [np.inf]])
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # a difference of probabilities has nothing far away
         want = np.log(np.diff(stats.norm.cdf(edges, mean, std)))
     x = torch.linspace(-1, 1, 256, dtype=torch.float64).reshape(256, 1, 1, 1)
     found = discretized_gaussian_log_prob(x, torch.full_like(x, mean), torch.tensor(math.log(std), dtype=torch.float64)).numpy()
-    near = want > -12  # further up SciPy's difference of probabilities near 1 cancels
-    np.testing.assert_allclose(found[near], want[near], rtol=0, atol=1e-9)
-    assert np.isneginf(want[-1]) or want[-1] < -150  # a difference of probabilities has nothing there
+    near = want > -15  # where the difference of two numbers near 1 still has its digits
+    np.testing.assert_allclose(found[near], want[near], rtol=1e-9)
+    assert np.isneginf(want[-1]) or want[-1] < -150
     far = stats.norm.logsf(edges[255], mean, std)
     assert found[-1] == pytest.approx(far, rel=1e-12)
     m = torch.full((1, 1, 1, 1), -1.0, requires_grad=True)

@@ -12,7 +12,7 @@ from pixelkiln.layers import attention
 from pixelkiln.solvers.likelihood import ode_log_prob, signs
 
 MEANS = torch.tensor([[-0.5, 0.2, 0.1], [0.6, -0.3, 0.4]], dtype=torch.float64)
-LOW, HIGH = 0.01, 5000.0
+LOW, HIGH = 0.01, 4000.0  # the end's mean m is not the prior's, which leaves an error of the order m / s_max
 
 
 def mixture(x: Tensor, s: float, var: float) -> tuple[Tensor, Tensor]:
@@ -34,17 +34,17 @@ def points(num: int) -> Tensor:
 
 
 def test_gaussian_data_have_their_density():
-    """N(m, V): the prior at s_max is taken as N(0, V + s_max^2), which leaves an error of the order m / s_max alone."""
+    """N(m, V), whose prior at s_max is taken as N(0, V + s_max^2)."""
     mu, var, x = torch.tensor([0.3, -0.7, 0.1]).double(), 0.3, points(50)
     found = ode_log_prob(
-        lambda x, s: mu + var / (var + s**2) * (x - mu), x, LOW, HIGH, std=math.sqrt(var + HIGH**2), steps=40, probes=exact(50)
+        lambda x, s: mu + var / (var + s**2) * (x - mu), x, LOW, HIGH, std=math.sqrt(var + HIGH**2), steps=150, probes=exact(50)
     )
     at = var + LOW**2
     want = -0.5 * (x - mu).square().sum(1) / at - 1.5 * math.log(2 * math.pi * at)
     assert (found - want).abs().max() < 2e-3
 
 
-@pytest.mark.parametrize(("steps", "tol"), [(25, 0.1), (150, 2e-3)])
+@pytest.mark.parametrize(("steps", "tol"), [(25, 0.2), (200, 2e-3)])
 def test_a_mixture_has_its_density(steps: int, tol: float):
     var, x = 0.05, 0.5 * points(50)
     found = ode_log_prob(lambda x, s: mixture(x, s, var)[0], x, LOW, HIGH, std=HIGH, steps=steps, probes=exact(50))
@@ -53,9 +53,9 @@ def test_a_mixture_has_its_density(steps: int, tol: float):
 
 def test_the_order_is_four():
     var, x = 0.05, 0.5 * points(20)
-    run = lambda n: ode_log_prob(lambda x, s: mixture(x, s, var)[0], x, LOW, 80.0, std=80.0, steps=n, probes=exact(20))
-    fine = run(400)
-    a, b = ((run(n) - fine).abs().mean().item() for n in (50, 100))
+    run = lambda n: ode_log_prob(lambda x, s: mixture(x, s, var)[0], x, LOW, HIGH, std=HIGH, steps=n, probes=exact(20))
+    fine = run(1280)
+    a, b = ((run(n) - fine).abs().mean().item() for n in (80, 160))
     assert 3.3 < math.log2(a / b) < 4.7
 
 

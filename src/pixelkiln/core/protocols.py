@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
 
-__all__ = ["Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Update"]
+__all__ = ["Classifier", "Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Update"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Method(nn.Module, ABC):
     abilities: frozenset[Ability] = frozenset()
     averaged: tuple[str, ...] = ()
     roles: Mapping[str, type] = {}  # parent's role -> the protocol that it must have
+    generates: bool = True  # False: `draw` refuses, as the method only serves others as a parent
 
     def __init__(self, info: DataInfo, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class Method(nn.Module, ABC):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Images (n, C, H, W) in [-1, 1] for n = len(request.seeds); a field that the method has no ability for is refused."""
-        for name in sorted(request.given()):
+        for name in sorted(request.given()) if self.generates else ():
             if name not in self.abilities:
                 able = ", ".join(sorted(self.abilities)) or "nothing but a seed"
                 raise UserError(f"{type(self).__name__.lower()} does not take {name!r}: it takes {able}")
@@ -130,6 +131,18 @@ class Denoiser(ABC):
     @abstractmethod
     def sigmas(self, steps: int, solver: str, spacing: str | None = None) -> Tensor:
         """Noise levels (steps + 1,) float64, falling, the last one 0, as this method spaces them for the solver, or as asked for."""
+
+
+class Classifier(ABC):
+    """log p(label | x) for x = x0 + sigma * noise, at any sigma: what classifier guidance differentiates.
+
+    logits: x (B, C, H, W), sigma (B,) -> log p(label | x) (B, K) up to a constant of each row. sigma_range: as a Denoiser's.
+    """
+
+    sigma_range: tuple[float, float]
+
+    @abstractmethod
+    def logits(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 
 
 class Latent(ABC):
@@ -175,5 +188,5 @@ class Likelihood(ABC):
 
 def describe(method: type[Method]) -> dict[str, Any]:
     """Facts for the catalog: what the method takes and what it can do."""
-    able = {"codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood}
+    able = {"classifier": Classifier, "codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood}
     return {"takes": sorted(method.abilities), "can": [k for k, v in able.items() if issubclass(method, v)]}
