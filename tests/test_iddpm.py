@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelkiln.core.protocols import Likelihood, Score
 from pixelkiln.core.types import Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
 from pixelkiln.engine.build import make
+from pixelkiln.engine.panels import bits_panel
 from pixelkiln.methods import iddpm as module
 from pixelkiln.methods.iddpm import IDDPM, IDDPMConfig, iddpm
 from pixelkiln.nets.mlp import MLPConfig
 from pixelkiln.objectives.bound import step_nats
 from pixelkiln.processes import target
 from pixelkiln.solvers import ddpm, ddpm_large
+from report_toys import Plain, context
 
 START = Moment(0, 100, 0)
 SMALL = IDDPMConfig(MLPConfig(width=24, depth=1), dim=16, T=20)
@@ -173,6 +176,28 @@ def test_an_untrained_model_needs_at_least_about_eight_bits():
     x = torch.randint(0, 256, (200, 1, 4, 4), generator=gen) / 127.5 - 1
     bits = -method.log_prob(x, 20, gen).nats.mean() / 16 / math.log(2)
     assert bits > 8
+
+
+class Bounded(Plain, Likelihood):
+    """Its step i costs 10^-i bits per dimension."""
+
+    def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
+        return Score(torch.zeros(len(x)), "bound", "toys")
+
+    def terms(self, x: Tensor, samples: int, gen: torch.Generator) -> Tensor:
+        i = torch.arange(1.0, 6)
+        return torch.stack([i, x[0].numel() * math.log(2) * 10**-i], dim=1)
+
+
+def test_the_report_draws_the_cost_of_each_step_on_a_logarithmic_axis():
+    page = bits_panel(context(Bounded))
+    assert "costs 0.1 bits per dimension" in page
+    points = [tuple(map(float, p.split(","))) for p in page.split('points="')[1].split('"')[0].split()]
+    rises = {round(b[1] - a[1], 1) for a, b in zip(points, points[1:], strict=False)}
+    assert len(points) == 5
+    assert max(rises) - min(rises) < 0.25
+    assert min(rises) > 10
+    assert bits_panel(context(Plain)) == ""
 
 
 def test_a_chain_of_one_step_is_refused():
