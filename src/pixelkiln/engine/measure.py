@@ -28,7 +28,7 @@ from .named import extractor_named
 from .pairs import Pairs, path_result, reconstruction
 from .parallel import Team, joined
 from .publish import data_of, publish, save_evaluation
-from .sample import Trained, generate
+from .sample import Trained, generate, middle
 from .scores import METRICS
 from .statistics import Statistics
 
@@ -88,16 +88,21 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     """Sample a run, some images at a time, and score it; against its own data and as usual, the run's report is brought up to date.
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data); knobs: as
-    `Trained.sample`. An editing method is given test images, in turn, and scores of pairs compare its images with them. Several processes
-    share sampling and features, with the scores of one process, bit for bit; the first has them, and the others get an empty report.
+    `Trained.sample`. An editing method is given test images, in turn (and the mask `middle`, where it takes one), and scores of pairs compare
+    its images with them. Several processes share sampling and features, with the scores of one process, bit for bit; the first has them, and
+    the others get an empty report.
     """
     log = log or Log(quiet=True)
+    if not trained.method.generates:
+        raise UserError(f"{trained.facts['recipe']} does not generate, so there are no samples to score: its report shows what it can do")
     own = data_of(trained, source, access)
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     edits = Ability.SOURCE in trained.method.abilities
     whole = trained.request(num, ask.seed, label, **knobs)
     if edits and label is None:  # each test image as it is
         whole = replace(whole, cond=replace(whole.cond, label=None))
+    if (mask := middle(trained.method, num)) is not None:
+        whole = replace(whole, cond=replace(whole.cond, mask=mask))
     labels = whole.cond.label if train.classes else None
     team = trained.where.team
     extractor = _extractor(ask, train, log, team)
@@ -127,7 +132,10 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     report = Report((*report.results, *more), report.warnings)
     nats: dict[str, Any] = {}
     if isinstance(trained.method, Likelihood) and not ask.metrics:
-        nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
+        try:
+            nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
+        except UserError as e:  # a net that never lost a label in training says nothing about images without one
+            log.say(f"no likelihood: {e}")
     found = Measured(report, nats)
     if not ask.usual or source is not None or trained.ema_std is not None:
         return found

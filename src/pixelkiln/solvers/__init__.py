@@ -16,7 +16,7 @@ from .brownian import Brownian
 from .contract import Run
 from .correctors import pc_ve, pc_vp
 from .deterministic import dpmpp_2s, dpmpp_3s, euler, heun
-from .guidance import classifier_free
+from .guidance import autoguided, classifier_free, classifier_guided, composed, conditioned, null_of, thresholded
 from .inversion import invert, invert_exactly
 from .multistep import deis, dpmpp_2m, dpmpp_3m, ipndm, lms, unipc
 from .restart import REPEATS, STEPS, restart
@@ -27,7 +27,11 @@ __all__ = [
     "SOLVERS",
     "Brownian",
     "Solver",
+    "autoguided",
     "classifier_free",
+    "classifier_guided",
+    "composed",
+    "conditioned",
     "ddim",
     "ddpm",
     "ddpm_large",
@@ -51,12 +55,14 @@ __all__ = [
     "linspace_time",
     "lms",
     "log_linear",
+    "null_of",
     "pc_ve",
     "pc_vp",
     "restart",
     "rk45",
     "solver",
     "spaced",
+    "thresholded",
     "uniform_time",
     "unipc",
 ]
