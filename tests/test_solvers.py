@@ -107,7 +107,7 @@ def moments(run: Callable[..., Tensor], sigmas: Tensor, **options: object) -> tu
         ("ddim", {"eta": 0.0}, 1),
         ("heun", {"churn": 0.0}, 2),
         ("heun", {"churn": 40.0}, 2),
-        ("restart", {}, 2),
+        ("restart", {"steps": 30}, 2),  # the way back has its own number of steps
         ("dpmpp-2m-sde", {}, 2),
         ("dpmpp-sde", {}, 2),
         ("unipc", {}, 2),
