@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pixelkiln.core.catalog import builtin, find, overridable, override, stages_from_json, stages_to_json
-from pixelkiln.core.protocols import Method, Update
+from pixelkiln.core.protocols import Classifier, Method, Update
 from pixelkiln.core.recipe import Recipe
 from pixelkiln.core.types import Ability, Condition, DataInfo, Moment, Request, UserError
 from pixelkiln.data import Feed, open_source
@@ -30,8 +30,8 @@ def built(name: str, seed: int = 0) -> tuple[Recipe, Method, Feed]:
     stage = recipe.last
     data = open_source("digits", stage.data, "train")
     parents: dict[str, Method] = {}
-    for role in stage.method.roles:
-        base = builtin()["ddpm"]("tiny").last
+    for role, protocol in stage.method.roles.items():
+        base = builtin()["classifier" if protocol is Classifier else "ddpm"]("tiny").last
         parents[role] = make(base, DataInfo(data.info.shape, data.classes), {}, 1)
     method = make(stage, data.info, parents, seed)
     WHERE.place(method)
@@ -52,7 +52,8 @@ def request(method: Method, num: int) -> Request:
     gen = torch.Generator().manual_seed(3)
     label = torch.arange(num) % len(method.info.classes) if Ability.LABEL in method.abilities else None
     source = torch.rand(num, *method.shape, generator=gen) * 2 - 1 if Ability.SOURCE in method.abilities else None
-    return Request(seeds, Condition(label=label, source=source), steps=3 if Ability.STEPS in method.abilities else None)
+    mask = (torch.rand(num, 1, *tuple(method.shape)[1:], generator=gen) < 0.5).float() if Ability.MASK in method.abilities else None
+    return Request(seeds, Condition(label=label, source=source, mask=mask), steps=3 if Ability.STEPS in method.abilities else None)
 
 
 def snapshot(method: Method) -> dict[str, torch.Tensor]:
@@ -133,6 +134,10 @@ def test_samples_depend_on_their_seed_alone(name: str) -> None:
     for k in range(2 if t.rows else 0):
         t.step(k)
     full = request(t.method, 5)
+    if not t.method.generates:
+        with pytest.raises(UserError, match=f"does not generate: give it as --parent {name}=RUN"):
+            t.method.sample(full)
+        return
     whole = t.method.sample(full)
     assert whole.shape == (5, *t.method.shape)
     assert torch.isfinite(whole).all()
@@ -146,6 +151,8 @@ def test_samples_depend_on_their_seed_alone(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_field_without_ability_is_refused(name: str) -> None:
     _, method, _ = built(name)
+    if not method.generates:
+        pytest.skip("generates nothing")
     ask = {"steps": 3, "solver": "ddim", "spacing": "karras", "eta": 0.5, "churn": 1.0, "guidance": 2.0, "interval": (0.1, 1.0), "rescale": 0.5,
            "threshold": 0.9, "strength": 0.5, "truncation": 0.7}
     assert {*ask} == {f.name for f in fields(Request)} - {"seeds", "cond", "callback"}
@@ -163,7 +170,8 @@ def test_sampling_leaves_the_method_and_the_global_randomness_alone(name: str) -
     t = trainer(name)
     t.method.train()
     before, state = snapshot(t.method), torch.get_rng_state()
-    t.method.sample(request(t.method, 2))
+    if t.method.generates:
+        t.method.sample(request(t.method, 2))
     assert t.method.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in t.method.state_dict().items())

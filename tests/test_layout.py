@@ -25,7 +25,7 @@ ALLOWED = {
     "solvers": {"core", "processes"},
     "methods": {"core", "processes", "nets", "objectives", "solvers"},
     "edit": {"core", "processes", "nets", "objectives", "solvers"},
-    "engine": {"core", "data", "metrics", "nets"},
+    "engine": {"core", "data", "metrics", "nets", "solvers"},
     "cli": {"core", "data", "metrics", "engine"},
     "": {"core", "data", "engine", "cli"},
 }

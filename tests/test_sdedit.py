@@ -14,6 +14,7 @@ from pixelkiln.core.types import Ability, Condition, DataInfo, ImageShape, Reque
 from pixelkiln.edit.sdedit import SDEdit, SDEditConfig, levels_below, sdedit
 from pixelkiln.processes import cosine_path, linear_path
 from pixelkiln.solvers import SOLVERS, solver, spaced
+from pixelkiln.solvers.diffusion import Sampling
 
 INFO = DataInfo(ImageShape(1, 2, 3), ("low", "high"))
 MU, VAR = 0.2, 0.01  # data: every pixel N(MU, VAR), shifted by 0.3 for the class "high" and by -0.3 for "low"
@@ -40,8 +41,8 @@ class Gaussian(Method, Denoiser):
         s = sigma.view(-1, 1, 1, 1) ** 2
         return mu + VAR / (VAR + s) * (x - mu)
 
-    def sigmas(self, steps: int, solver_name: str) -> Tensor:
-        return spaced(self.path, steps, solver(solver_name).spacing)
+    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
+        return spaced(self.path, steps, spacing or solver(solver_name).spacing)
 
     def draw(self, request: Request) -> Tensor:
         raise NotImplementedError
@@ -59,7 +60,7 @@ def edited(request: Request, base: Method | None = None, config: SDEditConfig = 
 def test_strength_towards_0_returns_the_source_and_1_forgets_it(name: str):
     seeds, order = tuple(range(8)), {"solver": name, "steps": 30}
     a = Request(seeds, Condition(source=sources(8)), strength=1e-4, **order)
-    assert torch.allclose(edited(a), sources(8), atol=5e-3)
+    assert torch.allclose(edited(a), sources(8), atol=0.02 if name.startswith("pc") else 5e-3)  # correctors stir a little at any level
     b = replace(a, strength=1.0)
     same = edited(b)
     other = edited(replace(b, cond=Condition(source=-sources(8))))
@@ -75,7 +76,7 @@ def test_the_start_is_chosen_by_noise_level(path, name: str):
     for strength in (0.001, 0.3456, 0.95, 1.0):
         want = path.ratio(torch.tensor(strength * path.t_max, dtype=torch.float64)).item()
         for n in (1, 7, 1000):
-            s = levels_below(base, strength, n, name)
+            s = levels_below(base, strength, Sampling(name, n))
             assert s.shape == (n + 1,)
             assert s.dtype == torch.float64
             assert s[-1] == 0
@@ -86,16 +87,16 @@ def test_the_start_is_chosen_by_noise_level(path, name: str):
 def test_step_index_would_be_another_level():
     """The trap: on levels that are not uniform in time, the step n * strength has another level than the time t * strength."""
     s = Gaussian().sigmas(40, "heun")
-    assert abs(math.log(s[20] / levels_below(Gaussian(), 0.5, 40, "heun")[0])) > 0.1
+    assert abs(math.log(s[20] / levels_below(Gaussian(), 0.5, Sampling("heun", 40))[0])) > 0.1
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpmpp-2m", "ddpm"])
 def test_levels_below_keep_the_parents_spacing(name: str):
     """At full strength they are (nearly) the parent's own; below, they stay uniform in what the spacing is uniform in."""
     base = Gaussian()
-    full, fine = levels_below(base, 1.0, 1000, name), base.sigmas(1000, name)
+    full, fine = levels_below(base, 1.0, Sampling(name, 1000)), base.sigmas(1000, name)
     assert torch.allclose(full, fine, rtol=1e-9)
-    part = levels_below(base, 0.5, 20, name)[:-1]
+    part = levels_below(base, 0.5, Sampling(name, 20))[:-1]
     to = {"karras": lambda s: s ** (1 / 7), "loglinear": lambda s: s.log(), "time": base.path.t_of_ratio}[solver(name).spacing]
     gaps = to(part).diff()
     assert torch.allclose(gaps, gaps.mean().expand_as(gaps), rtol=0.01)
@@ -113,7 +114,7 @@ def test_closed_form_for_one_deterministic_edit():
     n, strength = 2000, 0.1
     source = torch.full((n, 1, 2, 3), 0.5)
     out = edited(Request(tuple(range(n)), Condition(source=source), strength=strength, steps=60, solver="heun"))
-    s_0 = levels_below(Gaussian(), strength, 1, "heun")[0].item()
+    s_0 = levels_below(Gaussian(), strength, Sampling("heun", 1))[0].item()
     shrink = math.sqrt(VAR / (VAR + s_0**2))
     assert out.mean().item() == pytest.approx(MU + shrink * (0.5 - MU), abs=2e-3)
     assert out.std().item() == pytest.approx(shrink * s_0, rel=0.02)

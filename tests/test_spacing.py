@@ -153,7 +153,7 @@ def test_guidance_through_x0_is_guidance_through_eps():
 
 def test_joined_conditions():
     one = Condition(label=torch.tensor([3, 4]), text=("a", "b"), layout=torch.zeros(2, 1, 5), source=torch.ones(2, 1, 2, 2))
-    both = joined(one, Condition(source=torch.zeros(2, 1, 2, 2)), 2)
+    both = joined((one, Condition(source=torch.zeros(2, 1, 2, 2))), 2)
     assert both.label is not None
     assert both.label.tolist() == [3, 4, -1, -1]
     assert both.text == ("a", "b", "", "")
@@ -161,6 +161,6 @@ def test_joined_conditions():
     assert both.layout[2:].eq(-1).all()
     assert both.source is not None
     assert both.source.shape == (4, 1, 2, 2)
-    assert joined(Condition(), Condition(), 2).given() == frozenset()
+    assert joined((Condition(), Condition()), 2).given() == frozenset()
     with pytest.raises(ValueError, match="source"):
-        joined(one, Condition(), 2)
+        joined((one, Condition()), 2)

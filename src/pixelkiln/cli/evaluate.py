@@ -40,7 +40,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of the metrics' subsets")
     parser.add_argument("--label", metavar="K", help="classes of the samples; default: as in the training data")
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores with their protocol here, too")
-    parser.add_argument("--iw", type=whole, default=100, metavar="K", help="importance samples for a likelihood that is a bound")
+    parser.add_argument("--iw", type=whole, default=100, metavar="K", help="importance samples or network evaluations an image for a likelihood that is not exact")
+    parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_access(parser)
     add_machine(parser)
@@ -92,16 +93,14 @@ def run(args: argparse.Namespace) -> int:
         named(names)
     ask = Ask(names, args.seed, args.extractor, args.weights, args.bootstrap, args.iw)
     if (path / "recipe.json").exists():
-        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+        trained = load(path, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
         found = measure(trained, args.data, args.n, ask, args.label, log, access(args), **knobs(args))
-        if not first:
-            return 0
-    elif not first:
-        return 0
     elif args.data:
         found = measure_images(path, args.data, ask, log, access(args))
     else:
         raise UserError("against which real images? add --data SRC")
+    if not first:
+        return 0
     Console().print(table(found.report))
     for name, value in {**found.report.shared(), **found.likelihood}.items():
         print(f"  {name}: {value}")

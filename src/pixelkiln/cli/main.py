@@ -21,12 +21,14 @@ VERBS = {
     "sample": "images from a run",
     "interpolate": "a walk between two seeds or two images",
     "evaluate": "measure a run, a folder or an .npz against real images",
+    "solvers": "one run, all solvers: scores against the number of network evaluations",
+    "ema": "one run, many lengths of its weights' average: scores against the length",
     "data": "what a source of images holds: classes, sizes, duplicates, leaks, what is bad",
     "show": "what a run is, how it was trained, its curves",
 }
 
 
-SHARED = ("train", "sample", "evaluate")  # what several processes do together; the first does the others alone
+SHARED = ("train", "sample", "evaluate", "solvers", "ema")  # what several processes do together; the first does the others alone
 
 
 def build(argv: Sequence[str]) -> Parser:

@@ -12,7 +12,8 @@ from ..core.errors import UserError
 if TYPE_CHECKING:
     from ..engine.access import Access
 
-__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "bounds", "count", "parents", "seconds", "size", "some", "whole"]
+__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "bounds", "count", "numbers", "parents", "seconds", "size", "some", "whole",
+           "wholes"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,6 +92,22 @@ def whole(text: str) -> int:
     if not found or int(found[1]) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(found[1]) * {"": 1, "k": 1000, "K": 1000, "M": 1_000_000}[found[2]]
+
+
+def wholes(text: str) -> list[int]:
+    """Whole numbers above 0, with commas between them, rising."""
+    return sorted({whole(part) for part in text.split(",")})
+
+
+def numbers(text: str) -> list[float]:
+    """Finite numbers with commas between them."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(abs(x) < 1e9 for x in found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers: write 0.05,0.1")
+    return list(dict.fromkeys(found))
 
 
 def bounds(text: str) -> tuple[float, float]:

@@ -13,11 +13,10 @@ from .options import add_machine, bounds, parents, whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core.protocols import Method
     from ..core.types import Request
     from ..engine.sample import Trained
 
-__all__ = ["add", "add_knobs", "fitted", "knobs", "run", "write"]
+__all__ = ["add", "add_knobs", "knobs", "run", "write"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +26,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=whole, default=64, metavar="N", help="number of images")
     parser.add_argument("--label", metavar="K", help="class by number or name, several with commas, or all; default: as in the training data")
     parser.add_argument("--text", metavar="T", help="a caption")
-    parser.add_argument("--source", metavar="IMG", type=Path, help="an image to start from")
+    parser.add_argument("--source", metavar="IMG|DIR", type=Path, help="an image to start from, or a folder of them, in turn")
+    parser.add_argument("--mask", metavar="IMG", type=Path, help="white where the source is to be redrawn, black where it is kept")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
     parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
+    parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_machine(parser)
 
@@ -58,18 +59,6 @@ def knobs(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def fitted(path: Path, method: Method) -> Tensor:
-    """A source image in the method's shape (center crop, antialiased)."""
-    from ..core.images import read_image
-    from ..core.recipe import DataConfig
-    from ..data.prepare import prepare
-
-    shape = method.shape
-    if shape.height != shape.width:
-        raise UserError(f"{path}: this run is not square; give a source of exactly {shape.width}x{shape.height} pixels")
-    return prepare(read_image(path)[None], DataConfig(resolution=shape.height, channels=shape.channels))[0]
-
-
 def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, ...], columns: int | None = None) -> None:
     """Images uint8 (N, C, H, W) as the name of `out` says."""
     from ..core.images import grid, save_png
@@ -89,8 +78,9 @@ def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, 
 
 def request_of(args: argparse.Namespace, trained: Trained) -> Request:
     """The order that the arguments say."""
-    source = fitted(args.source, trained.method) if args.source else None
-    return trained.request(args.n, args.seed, args.label, args.text, source, **knobs(args))
+    source = trained.pictures(args.source) if args.source else None
+    mask = trained.pictures(args.mask, channels=1)[0] if args.mask else None
+    return trained.request(args.n, args.seed, args.label, args.text, source, mask, **knobs(args))
 
 
 def _check(out: Path) -> None:
@@ -109,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from ..engine.sample import generate, load
 
     joined().agree(lambda: _check(args.out))
-    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
+    trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads, args.ema_std)
     request = request_of(args, trained)
     first = trained.where.team.first
     log = Log(args.quiet or not first)

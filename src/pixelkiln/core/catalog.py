@@ -116,15 +116,15 @@ def overridable(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 def override(recipe: Recipe, changes: Mapping[str, str]) -> Recipe:
     """The recipe with typed changes by dotted name; an unknown name gets the nearest ones (UserError)."""
-    known = dict(overridable(recipe))
-    stages = {s.name: s for s in recipe.stages}
-    for name, text in changes.items():
+    for name, text in sorted(changes.items(), key=lambda change: change[0].count(".")):  # --model.net dit before --model.net.depth 4
+        known = dict(overridable(recipe))
         if name not in known:
             raise UserError(f"unknown option --{name}; {nearest(name, known)}")
-        path = name.split(".")
+        path, stages = name.split("."), {s.name: s for s in recipe.stages}
         stage = path.pop(0) if len(stages) > 1 else recipe.last.name
         stages[stage] = apply(stages[stage], path, parse(known[name].kind, text, f"--{name}"), name)
-    return replace(recipe, stages=tuple(stages.values()))
+        recipe = replace(recipe, stages=tuple(stages.values()))
+    return recipe
 
 
 def stages_to_json(stages: tuple[Stage, ...]) -> list[dict[str, Any]]:

@@ -1,4 +1,8 @@
-"""Frozen dataclasses to JSON and back, and typed overrides by dotted name ("model.width" = "64"). One walk over the types serves all."""
+"""Frozen dataclasses to JSON and back, and typed overrides by dotted name ("model.width" = "64"). One walk over the types serves all.
+
+A field may be a union of dataclasses, `net: UNetConfig | DiTConfig`. In JSON such a value says which it is among the union's own members,
+{"kind": "dit", ...}; on the command line `--net dit` takes that member's defaults, and `--net.depth 4` sets a field of the one that is taken.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from .errors import UserError
 
-__all__ = ["Field", "apply", "flat_fields", "from_json", "nearest", "parse", "to_json"]
+__all__ = ["Field", "apply", "flat_fields", "from_json", "nearest", "parse", "to_json", "variants"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -24,10 +28,26 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"
 
 
+def variants(kind: Any) -> dict[str, Any]:
+    """The members of a union of several dataclasses by name (DiTConfig: dit), none of which has a field "kind"; empty for every other type."""
+    members: list[Any] = [a for a in get_args(kind) if is_dataclass(a)] if get_origin(kind) in (Union, types.UnionType) else []
+    assert len(members) < 2 or not any(f.name == "kind" for m in members for f in fields(m))
+    return {m.__name__.removesuffix("Config").lower(): m for m in members} if len(members) > 1 else {}
+
+
+def _variant(kind: Any, value: Any) -> str:
+    """The name among `variants(kind)` of the type of the value; "" where there is none."""
+    return next((name for name, member in variants(kind).items() if type(value) is member), "")
+
+
 def to_json(value: Any) -> Any:
     """A dataclass tree as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        found = {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        for f in fields(value):
+            if is_dataclass(inner := getattr(value, f.name)) and (name := _variant(typing.get_type_hints(type(value))[f.name], inner)):
+                found[f.name] = {"kind": name} | found[f.name]
+        return found
     if isinstance(value, Mapping):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
@@ -56,7 +76,12 @@ def from_json(kind: Any, data: Any, where: str = "config") -> Any:
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:
             return None
-        return from_json(next(a for a in args if a is not type(None)), data, where)
+        if (known := variants(kind)) and isinstance(data, Mapping) and "kind" in data:
+            member = known.get(str(data["kind"]))
+            if member is None:
+                raise UserError(f"{where}: unknown kind {_short(data['kind'])}; {nearest(str(data['kind']), known)}")
+            return from_json(member, {k: v for k, v in data.items() if k != "kind"}, where)
+        return from_json(next(a for a in args if a is not type(None)), data, where)  # of several, what has no kind is the first
     if origin is Literal:
         if data not in args:
             raise UserError(f"{where}: {_short(data)} is not one of {', '.join(map(str, args))}")
@@ -93,6 +118,10 @@ def parse(kind: Any, text: str, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if text.lower() == "none" and type(None) in args:
             return None
+        if known := variants(kind):
+            if text not in known:
+                raise UserError(f"{where}: {text!r} is not one of {', '.join(known)}, whose fields are set by their own names")
+            return known[text]()
         return parse(next(a for a in args if a is not type(None)), text, where)
     if origin is Literal:
         values = {str(a): a for a in args}
@@ -135,6 +164,8 @@ class Field:
     def words(self) -> str:
         """The type as a user reads it: int, float, a|b|c, ..."""
         kind, optional = self.kind, ""
+        if known := variants(kind):
+            return "|".join([*known, *["none"] * (type(None) in get_args(kind))])
         if get_origin(kind) in (Union, types.UnionType):
             kind, optional = next(a for a in get_args(kind) if a is not type(None)), "|none"
         if get_origin(kind) is Literal:
@@ -146,11 +177,14 @@ class Field:
 
 
 def flat_fields(config: Any, prefix: str = "") -> Iterator[Field]:
-    """Every leaf of a tree of dataclasses and mappings of dataclasses. An optional dataclass that is None is one leaf."""
+    """Every leaf of a tree of dataclasses and mappings of dataclasses. An optional dataclass that is None is one leaf; a union of dataclasses
+    is a leaf whose value is the member's name, before that member's own."""
     hints = typing.get_type_hints(type(config))
     for f in fields(config):
         value, kind, name = getattr(config, f.name), hints[f.name], f"{prefix}{f.name}"
         if is_dataclass(value) and not isinstance(value, type):
+            if member := _variant(kind, value):
+                yield Field(name, kind, member)
             yield from flat_fields(value, name + ".")
         elif isinstance(value, Mapping):
             for k, v in value.items():
@@ -164,4 +198,7 @@ def apply(config: Any, path: Sequence[str], value: Any, where: str) -> Any:
     head, rest = path[0], path[1:]
     if isinstance(config, Mapping):
         return {k: apply(v, rest, value, where) if k == head else v for k, v in config.items()}
-    return replace(config, **{head: apply(getattr(config, head), rest, value, where) if rest else value})
+    now = getattr(config, head)
+    if rest:
+        return replace(config, **{head: apply(now, rest, value, where)})
+    return config if is_dataclass(value) and type(now) is type(value) else replace(config, **{head: value})  # a union's member that it is already

@@ -62,12 +62,22 @@ def _make() -> dict[str, Any]:
 
 def _options(name: str, size: str) -> list[Option]:
     from .catalog import find, overridable
+    from .config import flat_fields, variants
 
-    found = []
-    for option, leaf in overridable(find(name)(size)):
-        value = ",".join(map(str, leaf.value)) if isinstance(leaf.value, tuple) else "none" if leaf.value is None else str(leaf.value)
-        found.append(Option(option, leaf.words, value))
-    return found
+    found: dict[str, Option] = {}
+    leaves = list(overridable(find(name)(size)))
+    for option, leaf in leaves:
+        found[option] = Option(option, leaf.words, _text(leaf.value))
+    for option, leaf in leaves:  # of the members of a union that are not taken
+        for member, kind in variants(leaf.kind).items():
+            for other in flat_fields(kind(), f"{option}."):
+                found.setdefault(other.name, Option(other.name, other.words, f"{_text(other.value)} of {member}"))
+    return list(found.values())
+
+
+def _text(value: Any) -> str:
+    """A default as text."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 
 def options(name: str, size: str) -> list[Option]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
 
-__all__ = ["Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Update"]
+__all__ = ["Classifier", "Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Update"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Method(nn.Module, ABC):
     abilities: frozenset[Ability] = frozenset()
     averaged: tuple[str, ...] = ()
     roles: Mapping[str, type] = {}  # parent's role -> the protocol that it must have
+    generates: bool = True  # False: `draw` refuses, as the method only serves others as a parent
 
     def __init__(self, info: DataInfo, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class Method(nn.Module, ABC):
     @torch.no_grad()
     def sample(self, request: Request) -> Tensor:
         """Images (n, C, H, W) in [-1, 1] for n = len(request.seeds); a field that the method has no ability for is refused."""
-        for name in sorted(request.given()):
+        for name in sorted(request.given()) if self.generates else ():
             if name not in self.abilities:
                 able = ", ".join(sorted(self.abilities)) or "nothing but a seed"
                 raise UserError(f"{type(self).__name__.lower()} does not take {name!r}: it takes {able}")
@@ -132,6 +133,18 @@ class Denoiser(ABC):
         """Noise levels (steps + 1,) float64, falling, the last one 0, as this method spaces them for the solver, or as asked for."""
 
 
+class Classifier(ABC):
+    """log p(label | x) for x = x0 + sigma * noise, at any sigma: what classifier guidance differentiates.
+
+    logits: x (B, C, H, W), sigma (B,) -> log p(label | x) (B, K) up to a constant of each row. sigma_range: as a Denoiser's.
+    """
+
+    sigma_range: tuple[float, float]
+
+    @abstractmethod
+    def logits(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+
 class Latent(ABC):
     """A map from a standard normal latent to images: what interpolation walks in."""
 
@@ -146,23 +159,34 @@ class Latent(ABC):
 
 @dataclass(frozen=True)
 class Score:
-    """Log-likelihood of images, nats (B,), and what it means: `kind` ("exact", "bound"), `of` (what is modelled, in words), and the
-    constant `per_dim` (nats per dimension) that turns it into a probability of 8-bit images, None where that makes no sense."""
+    """Log-likelihood of images, nats (B,), and what it means: `kind` ("exact", "bound", "estimate"), `of` (what is modelled, in words), the
+    constant `per_dim` (nats per dimension) that turns it into a probability of 8-bit images, None where that makes no sense, and `how`
+    many samples or steps gave it, in words."""
 
     nats: Tensor
     kind: str
     of: str
     per_dim: float | None = 0.0
+    how: str = ""
 
 
 class Likelihood(ABC):
-    """log p(x) of images in [-1, 1]; `samples` is the number of importance samples where it is a bound."""
+    """log p(x) of images in [-1, 1]; `samples` is the number of importance samples, or of network evaluations an image, where it is not exact.
+
+    num_images: how many test images an evaluation takes, so that it stays a matter of a minute.
+    """
+
+    num_images: int = 1000
 
     @abstractmethod
     def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score: ...
 
+    def terms(self, x: Tensor, samples: int, gen: torch.Generator) -> Tensor:
+        """Where it is a sum over the steps of a chain: steps and the mean nats of each, (K, 2); else (0, 2)."""
+        return x.new_zeros(0, 2)
+
 
 def describe(method: type[Method]) -> dict[str, Any]:
     """Facts for the catalog: what the method takes and what it can do."""
-    able = {"codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood}
+    able = {"classifier": Classifier, "codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood}
     return {"takes": sorted(method.abilities), "can": [k for k, v in able.items() if issubclass(method, v)]}

@@ -46,10 +46,18 @@ class OptConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """Exponential moving average by half-life in images, ramped up: the half-life is at most `ramp` times the images seen (EDM)."""
+    """Moving average of weights, with which a run samples.
 
+    half-life: exponential, by half-life in images, ramped up: it is at most `ramp` times the images seen (EDM). power: by a power of the time
+    (Karras et al. 2024, arXiv 2312.02696), as wide as the share stds[0] of the training; those of all `stds` are written `snapshots` times
+    (0: never), so that an average of any width can be made afterwards.
+    """
+
+    kind: Literal["half-life", "power"] = "half-life"
     half_life: float = 500_000.0
     ramp: float = 0.05
+    stds: tuple[float, ...] = (0.05, 0.1)  # with power
+    snapshots: int = 16  # with power
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
     metrics.jsonl    one JSON object a line: the source of truth for every curve
     checkpoints/     step-00001000/{weights,average,optim}.safetensors, state.json, manifest.json (sizes and SHA-256 of the others)
     samples/         the same seeds over time
+    snapshots/       step-00001000/{std-0.05,std-0.1}.safetensors, ...: averages by a power of the time, sealed alike
     report.html
 """
 
@@ -40,8 +41,8 @@ from .types import UserError
 
 __all__ = ["Checkpoint", "Run"]
 
-PARTS = ("recipe.json", "metrics.jsonl", "checkpoints", "samples", "stages", "evaluation.json", "report.html")
-ASIDE = (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp", "checkpoints/.old-*")  # what killed processes leave
+PARTS = ("recipe.json", "metrics.jsonl", "checkpoints", "samples", "snapshots", "stages", "evaluation.json", "report.html")
+ASIDE = (".*.tmp", "samples/.*.tmp", "checkpoints/.*.tmp", "checkpoints/.old-*", "snapshots/.*")  # what killed processes leave
 FACTS = {  # what recipe.json must hold, by dotted name; there may be more
     "recipe": str, "size": Literal["tiny", "small", "base"], "stage": str, "seed": int, "stages": tuple[Mapping[str, Any], ...], "total": int,
     "data.source": str, "data.digest": str, "data.shape": tuple[int, int, int], "data.classes": tuple[str, ...], "data.counts": tuple[int, ...],
@@ -173,6 +174,9 @@ class Run:
         for file in self.samples():
             if _number(file) > step:
                 file.unlink()
+        for snapshot in self.points("snapshots"):
+            if _number(snapshot) > step:
+                _remove(snapshot)
 
     def samples(self) -> list[Path]:
         """Sample grids of the same seeds, oldest first."""
@@ -185,6 +189,21 @@ class Run:
         What is newer than `step` is dropped as well: it can only be damaged, as training went on from before it. Unwritable: nothing changed.
         """
         folder = self.path / "checkpoints"
+        final = self._place(folder, step, groups, state)
+        older = [p for p in self.points() if _number(p) <= step]
+        for old in {*self.points()} - {*older[-keep:]}:
+            with contextlib.suppress(OSError):  # it is whole or gone, as all that has this name
+                os.replace(old, folder / f".old-{old.name}")
+        for old in folder.glob(".old-*"):
+            _remove(old)
+        return final
+
+    def snapshot(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+        """Write averages into snapshots/, like a checkpoint; all are kept."""
+        return self._place(self.path / "snapshots", step, groups, state)
+
+    def _place(self, folder: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+        """A sealed folder of a step, there whole or not at all."""
         final, stage = folder / f"step-{step:08d}", folder / f".step-{step:08d}.{os.getpid()}.tmp"
         try:
             self._stage(stage, step, groups, state)
@@ -196,12 +215,6 @@ class Run:
             shutil.rmtree(stage, ignore_errors=True)
             cause = e.__cause__ if isinstance(e, Unwritable) and isinstance(e.__cause__, OSError) else e
             raise Unwritable(final, cause, sum(t.nbytes for tensors in groups.values() for t in tensors.values())) from e
-        older = [p for p in self.points() if _number(p) <= step]
-        for old in {*self.points()} - {*older[-keep:]}:
-            with contextlib.suppress(OSError):  # it is whole or gone, as all that has this name
-                os.replace(old, folder / f".old-{old.name}")
-        for old in folder.glob(".old-*"):
-            _remove(old)
         return final
 
     def _stage(self, stage: Path, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
@@ -217,9 +230,16 @@ class Run:
         if self.metrics_file.exists():
             fsync(self.metrics_file)
 
-    def points(self) -> list[Path]:
-        """Folders of checkpoints, oldest first, unverified."""
-        return sorted((p for p in (self.path / "checkpoints").glob("step-*") if _number(p) >= 0), key=_number)
+    def points(self, kind: str = "checkpoints") -> list[Path]:
+        """Folders of checkpoints (or of snapshots), oldest first, unverified."""
+        return sorted((p for p in (self.path / kind).glob("step-*") if _number(p) >= 0), key=_number)
+
+    def snapshots(self) -> list[Checkpoint]:
+        """All snapshots, oldest first, verified; a damaged one is a UserError."""
+        for path in (paths := self.points("snapshots")):
+            if wrong := self.verify(path):
+                raise UserError(f"{wrong}: remove {path} to do without it")
+        return [Checkpoint(path, read_json(path / "state.json")) for path in paths]
 
     def verify(self, path: Path) -> str | None:
         """None if the checkpoint has the files of its manifest, no other, and each is as it says; else what is wrong."""

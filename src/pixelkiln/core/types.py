@@ -67,7 +67,7 @@ class Ability(StrEnum):
 class Condition:
     """What images are conditioned on. Every tensor has the batch first; None means "not given".
 
-    label (B,) int64, -1 = no label; text B strings; source (B, C, H, W) in [-1, 1]; mask (B, 1, H, W) in {0, 1};
+    label (B,) int64, -1 = no label; text B strings; source (B, C, H, W) in [-1, 1]; mask (B, 1, H, W) in {0, 1}, 1 = to be redrawn;
     layout (B, K, 5) rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding; domain (B,) int64; coords (B, 2, H, W) in [-1, 1].
     """
 

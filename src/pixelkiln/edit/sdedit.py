@@ -15,7 +15,7 @@ Guidance needs only `Denoiser.denoise`: the unconditional half gets a `Condition
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -24,14 +24,14 @@ from torch import Tensor
 from ..core.protocols import Denoiser, Method
 from ..core.recipe import Recipe, Size, Stage, TrainConfig, by_size
 from ..core.rng import noise, streams
-from ..core.types import Ability, Condition, DataInfo, Request, UserError
-from ..solvers import classifier_free, solver
+from ..core.types import Ability, DataInfo, Request, UserError
+from ..solvers.diffusion import PASSED_ON, Sampling, guided, noise_for, solve
+from ..solvers.pictures import source_of
 
 __all__ = ["SDEdit", "SDEditConfig", "levels_below", "sdedit"]
 
 FINE = 1000  # intervals in which the parent's axes are read
 OWN = frozenset({Ability.SOURCE, Ability.STRENGTH})
-PASSED_ON = frozenset({Ability.LABEL, Ability.TEXT, Ability.STEPS, Ability.SOLVER, Ability.GUIDANCE, Ability.ETA})
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class SDEditConfig:
     """What a request leaves open. The paper solves the reverse SDE from t_0 = 0.3 to 0.6; ancestral sampling is its discrete form."""
 
     strength: float = 0.5  # in (0, 1]
-    steps: int = 40
-    solver: str = "ddpm"
+    sampling: Sampling = field(default_factory=lambda: Sampling("ddpm", 40))
 
 
 @final
@@ -60,52 +59,34 @@ class SDEdit(Method):
 
         UserError without a source of the parent's shape, with a strength outside (0, 1], or with an eta that the solver does not use.
         """
-        base = self.parents["base"]
+        base, shape = self.parents["base"], tuple(self.parents["base"].shape)
         assert isinstance(base, Denoiser)
-        source = self._source(request)  # (n, C, H, W)
+        source = source_of(request.cond, len(request.seeds), shape, self.device)
         strength = self.config.strength if request.strength is None else request.strength
-        name, steps = request.solver or self.config.solver, self.config.steps if request.steps is None else request.steps
-        chosen = solver(name)
-        if request.eta is not None and not chosen.eta:
-            raise UserError(f"solver {name!r} does not take eta: use --solver ddim, or leave eta out")
-        sigmas = levels_below(base, strength, steps, name)
+        order = self.config.sampling.asked(request)
+        sigmas = levels_below(base, strength, order)
         gens = streams(request.seeds, "noise")
-        x = source + float(sigmas[0]) * noise(gens, tuple(base.shape), self.device)
-        weight = 1.0 if request.guidance is None else request.guidance
-        denoise = classifier_free(base.denoise, replace(request.cond, source=None), Condition(), weight)
-        return chosen.run(
-            denoise,
-            x,
-            sigmas,
-            noise=lambda: noise(gens, tuple(base.shape), self.device),
-            eta=request.eta or 0.0,
-            callback=request.callback,
-        )
-
-    def _source(self, request: Request) -> Tensor:
-        source, shape = request.cond.source, tuple(self.parents["base"].shape)
-        if source is None:
-            raise UserError("sdedit edits a picture: give one with --source IMAGE")
-        if tuple(source.shape) != (len(request.seeds), *shape):
-            raise UserError(f"source is {tuple(source.shape)}, and {len(request.seeds)} of {shape} are asked for: give one for each sample")
-        return source.to(self.device, torch.float32)
+        x = source + float(sigmas[0]) * noise(gens, shape, self.device)
+        denoise = guided(base, replace(request.cond, source=None), order)
+        return solve(denoise, x, sigmas, order, noise_for(gens, order, request, shape, self.device), request)
 
 
-def levels_below(base: Denoiser, strength: float, steps: int, name: str) -> Tensor:
-    """Noise levels (steps + 1,) float64 from s_0 = s(strength * t_max) to 0, spaced as `base` spaces the solver's.
+def levels_below(base: Denoiser, strength: float, order: Sampling) -> Tensor:
+    """Noise levels (steps + 1,) float64 from s_0 = s(strength * t_max) to 0, spaced as `base` spaces the order's.
 
     s_0 is read off the time axis (a thousand "ddpm" steps, linear in between), found on the solver's own curve of levels by its
     value, and the rest of that curve is divided evenly. UserError for a strength outside (0, 1] or steps < 1.
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength} is not in (0, 1]: 0 would keep the picture as it is, 1 ignores it")
-    if steps < 1:
-        raise UserError(f"cannot sample in {steps} steps: give 1 or more")
+    if order.steps < 1:
+        raise UserError(f"cannot sample in {order.steps} steps: give 1 or more")
     index = torch.arange(FINE + 1, dtype=torch.float64)
-    time, curve = base.sigmas(FINE, "ddpm").cpu().flip(0), base.sigmas(FINE, name).cpu().flip(0)  # (FINE + 1,), rising from 0
+    time = base.sigmas(FINE, "ddpm").cpu().flip(0)  # (FINE + 1,), rising from 0
+    curve = base.sigmas(FINE, order.solver, order.spacing).cpu().flip(0)
     s_0 = _interpolated(torch.tensor([strength * FINE], dtype=torch.float64), index, time)
     top = _interpolated(s_0, curve, index)  # where s_0 lies on the solver's curve
-    share = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+    share = torch.arange(order.steps, -1, -1, dtype=torch.float64) / order.steps
     return _interpolated(top * share, index, curve)
 
 
@@ -118,7 +99,7 @@ def _interpolated(at: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 def sdedit(size: Size = "small") -> Recipe:
     """Edit pictures with a trained diffusion model: `--parent base=RUN`; nothing to train (Meng et al. 2022, arXiv 2108.01073)."""
-    config = SDEditConfig(steps=by_size(size, tiny=4, small=40, base=100))
+    config = SDEditConfig(sampling=Sampling("ddpm", by_size(size, tiny=4, small=40, base=100)))
     stage = Stage(SDEdit, config, train=TrainConfig(steps=0), parents={"base": ""})
     return Recipe(
         (stage,),

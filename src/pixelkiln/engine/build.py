@@ -20,6 +20,7 @@ from ..core.recipe import Recipe, Stage
 from ..core.runs import Checkpoint, Run
 from ..core.types import DataInfo, ImageShape, UserError
 from ..core.version import __version__
+from .posthoc import reconstruct
 
 __all__ = ["Opened", "load_method", "make", "open_run", "parent_digest", "resolve", "versions"]
 
@@ -108,15 +109,16 @@ def parent_digest(opened: Opened) -> str:
     return sha256(opened.run.checkpoint().path / "manifest.json")
 
 
-def newest(run: Run) -> tuple[Checkpoint, dict[str, Tensor]]:
-    """The newest good checkpoint, and the weights that it samples with; while a training replaces one by the next, the next."""
+def newest(run: Run, ema_std: float | None = None) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """The newest good checkpoint, and the weights that it samples with (averaged as long as `ema_std` says); while a training replaces one by
+    the next, the next."""
     point = run.checkpoint()
     try:
-        return point, point.tensors("weights") | point.tensors("average")
+        return point, point.tensors("weights") | (point.tensors("average") if ema_std is None else reconstruct(run, ema_std))
     except UserError:
         if point.path.exists():
             raise
-        return newest(run)
+        return newest(run, ema_std)
 
 
 @contextlib.contextmanager
@@ -139,13 +141,14 @@ def at_most(num: int, wrong: UserError) -> Iterator[None]:
             hook.remove()
 
 
-def load_method(path: Path | str, recipe_name: str | None = None, parents: Mapping[str, str] | None = None, depth: int = 0) -> tuple[Method, Opened]:
-    """The trained method of a run folder, with the weights that it samples with (averaged where it keeps an average).
+def load_method(path: Path | str, recipe_name: str | None = None, parents: Mapping[str, str] | None = None, depth: int = 0,
+                ema_std: float | None = None) -> tuple[Method, Opened]:
+    """The trained method of a run folder, with the weights that it samples with (averaged where it keeps an average; ema_std: as `reconstruct`).
 
     A recipe.json that asks for more than the checkpoint holds is refused before the memory is filled. depth: how many runs build on this one.
     """
     opened = open_run(path, recipe_name)
-    point, weights = newest(opened.run)
+    point, weights = newest(opened.run, ema_std)
     above = load_parents(opened, parents, recipe_name, depth)
     wrong = UserError(f"{point.path}: its weights do not fit the recipe {opened.facts['recipe']!r}; was it made by another version?")
     with at_most(2 * sum(w.numel() for w in weights.values()) + 2**20, wrong):  # tables that are not saved included

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["chart", "number", "ticks"]
+__all__ = ["chart", "log_ticks", "number", "short", "span", "ticks"]
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 360, 200
@@ -36,7 +36,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (1e3 if letter == 'k' else limit):.4g}{letter}"
@@ -53,13 +53,13 @@ def _means(points: Points, bins: int) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in parts]
 
 
-def _span(values: Sequence[float]) -> tuple[float, float]:
+def span(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) if high > low else max(abs(low), 1.0) * 0.1
     return low - margin, high + margin
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Ticks of a logarithmic axis, as exponents: powers of ten, with 2 and 5 times them where there are few."""
     decades = range(math.floor(low), math.ceil(high) + 1)
     every = max(1, len(decades) // 6)
@@ -90,21 +90,21 @@ def chart(title: str, lines: Mapping[str, Points], unit: str = "", x_unit: str =
 
     xs = [x for points in lines.values() for x, _ in points]
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, min(xs) + 1)
-    y0, y1 = _span([level(y) for y in values])
+    y0, y1 = span([level(y) for y in values])
 
     def place(points: Points) -> list[tuple[float, float]]:
         across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         return [(LEFT + across * (x - x0) / (x1 - x0), TOP + down * (y1 - level(y)) / (y1 - y0)) for x, y in points]
 
     parts = []
-    for mark in _log_ticks(y0, y1) if log else ticks(y0, y1):
+    for mark in log_ticks(y0, y1) if log else ticks(y0, y1):
         value = 10.0**mark if log else mark
         ((_, y),) = place([(x0, value)])
         parts.append(f'<line class="rule" stroke="currentColor" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>')
+        parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
     for mark in ticks(x0, x1):
         ((x, _),) = place([(mark, values[0])])
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{_short(mark)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{short(mark)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_unit)}</text>')
     for k, points in enumerate(lines.values()):
         if len(points) > SMOOTH:

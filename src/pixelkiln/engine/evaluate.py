@@ -12,10 +12,11 @@ from ..core.types import UserError
 from ..data import ImageSet
 from ..metrics import Report, Result
 from .extractor import FeatureExtractor
+from .parallel import ALONE, Team
 from .scores import DEFAULT, METRICS, Protocol, Score, Sets, finite, title
 from .statistics import Statistics, statistics_of
 
-__all__ = ["chosen", "evaluate", "named", "score"]
+__all__ = ["check", "chosen", "evaluate", "floor_of", "named", "score", "score_of"]
 
 FEW = 1_000  # below this, fd's bias is warned of
 PART = 1024  # images at a time
@@ -40,34 +41,38 @@ def evaluate(
     return score(fake, tuple(samples.shape[1:]), reference_train, reference_test, names, num_bootstrap)
 
 
-def score(fake: Statistics, shape: Sequence[int], train: ImageSet, test: ImageSet, names: Sequence[str], num_bootstrap: int = 0) -> Report:
+def score(fake: Statistics, shape: Sequence[int], train: ImageSet, test: ImageSet, names: Sequence[str], num_bootstrap: int = 0,
+          team: Team = ALONE) -> Report:
     """The scores `names` of samples of shape (C, H, W) against the training split, from their statistics.
 
     fd uses the statistics of the whole training split; what needs single features a random POOL of it (and of the samples). The floor is
     the score of min(N, len(test)) random test images against the same reference; for accuracy, of all of them. num_bootstrap: half-samples
-    behind an interval of 95 %, 0 for none. Errors: `UserError` for too few images.
+    behind an interval of 95 %, 0 for none. Several processes look at the real images in turn; process 0 has the samples' statistics and gets
+    the scores, the others an empty report. Errors: `UserError` for too few images.
     """
     extractor, seed = fake.extractor, fake.seed
     size = train.info.shape
     unseen = [name for name in names if METRICS[name].needs == "test"]
     if unseen and not len(test):
         raise UserError(f"{unseen[0]} needs test images, and {test.name} has none: leave it out of the metrics")
-    n_floor = min(len(fake), len(test))
-    real = statistics_of(extractor, train, size, seed)
-    some = statistics_of(extractor, test, size, seed, n_floor) if n_floor else None
-    every = statistics_of(extractor, test, size, seed) if extractor.classes and len(test) else None
+    n_floor = team.agree(lambda: min(len(fake), len(test)))
+    real = statistics_of(extractor, train, size, seed, team=team)
+    some = statistics_of(extractor, test, size, seed, n_floor, team) if n_floor else None
+    every = statistics_of(extractor, test, size, seed, team=team) if extractor.classes and len(test) else None
+    if not team.first:
+        return Report(())
     sets = Sets(fake, real, some, seed, num_bootstrap)
     common = _protocol(shape, train, test, extractor, seed, every)
     results = []
     for name in names:
-        value = _score(name, sets)
-        floor = _floor(name, every if name == "accuracy" else some, real, seed)
+        value = score_of(name, sets)
+        floor = floor_of(name, every if name == "accuracy" else some, real, seed)
         own = {**common, **value.protocol, "floor N": floor.protocol["N"] if floor else 0}
         results.append(Result(title(name, extractor), value.value, METRICS[name].better, floor.value if floor else None, own, value.error, value.interval))
     return Report(tuple(results), tuple(_warnings(names, fake, n_floor, real, train, test)))
 
 
-def _score(name: str, sets: Sets) -> Score:
+def score_of(name: str, sets: Sets) -> Score:
     """One score; what the metric refuses, or cannot give as a number, is the user's to know."""
     try:
         found = METRICS[name].of(sets)
@@ -78,7 +83,7 @@ def _score(name: str, sets: Sets) -> Score:
     return found
 
 
-def _floor(name: str, test: Statistics | None, real: Statistics, seed: int) -> Score | None:
+def floor_of(name: str, test: Statistics | None, real: Statistics, seed: int) -> Score | None:
     """The score of test images, None where there are too few."""
     if test is None or len(test) < METRICS[name].least or (name == "accuracy" and not test.labeled):
         return None

@@ -174,8 +174,8 @@ class Trainer:
 
     def groups(self) -> dict[str, dict[str, Tensor]]:
         """Everything that a checkpoint holds, as named tensors."""
-        mean = self.average.mean if self.average else {}
-        return {"weights": plain(self.method.state_dict()), "average": mean, "optim": pack(self.opts)}
+        means = self.average.groups() if self.average else {}
+        return {"weights": plain(self.method.state_dict()), **means, "optim": pack(self.opts)}
 
     def seen(self) -> list[tuple[int, dict[str, float]]]:
         """The terms not yet looked at, as plain numbers (so that a resumed run logs what an unbroken one would)."""
@@ -186,7 +186,7 @@ class Trainer:
         self.method.load_state_dict(dict(read("weights")))
         unpack(self.opts, read("optim"))
         if self.average is not None:
-            self.average.load(read("average"))
+            self.average.restore(read)
         self.pending = [(k, {name: torch.tensor(v) for name, v in terms.items()}) for k, terms in seen]
 
     def sampling(self) -> contextlib.AbstractContextManager[None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import refuse_pickle
+from ..core.images import from_uint8
 from ..core.protocols import Likelihood
 from ..core.recipe import DataConfig
 from ..core.types import Ability, Request, UserError
@@ -19,19 +21,23 @@ from ..data import ImageSet
 from ..metrics.result import Report
 from .access import Access
 from .evaluate import check, chosen, score
+from .extractor import FeatureExtractor
 from .likelihood import likelihood
 from .log import Log
 from .named import extractor_named
-from .pairs import Pairs, path_result, reconstructions
+from .pairs import Pairs, path_result, reconstruction
+from .parallel import Team, joined
 from .publish import data_of, publish, save_evaluation
-from .sample import Trained, generate
+from .sample import Trained, generate, middle
 from .scores import METRICS
 from .statistics import Statistics
 
 __all__ = ["Ask", "Measured", "measure", "measure_images", "reference"]
 
-PART = 1000  # samples drawn and measured at a time
+PART = 250  # samples drawn and measured at a time, by one of several processes
+PAIRS = 100  # reconstructions at a time
 PATHS = 500  # of a perceptual path length
+Work = Callable[[], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -82,88 +88,115 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     """Sample a run, some images at a time, and score it; against its own data and as usual, the run's report is brought up to date.
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data); knobs: as
-    `Trained.sample`. An editing method is given test images, in turn, and scores of pairs compare its images with them. Several processes
-    share the sampling; the first scores, and the others get an empty report.
+    `Trained.sample`. An editing method is given test images, in turn (and the mask `middle`, where it takes one), and scores of pairs compare
+    its images with them. Several processes share sampling and features, with the scores of one process, bit for bit; the first has them, and
+    the others get an empty report.
     """
     log = log or Log(quiet=True)
+    if not trained.method.generates:
+        raise UserError(f"{trained.facts['recipe']} does not generate, so there are no samples to score: its report shows what it can do")
     own = data_of(trained, source, access)
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     edits = Ability.SOURCE in trained.method.abilities
     whole = trained.request(num, ask.seed, label, **knobs)
     if edits and label is None:  # each test image as it is
         whole = replace(whole, cond=replace(whole.cond, label=None))
+    if (mask := middle(trained.method, num)) is not None:
+        whole = replace(whole, cond=replace(whole.cond, mask=mask))
     labels = whole.cond.label if train.classes else None
-    todo = trained.where.team.agree(lambda: _todo(ask, num, labels, train, edits, log))
-    if not trained.where.team.first:
-        for request, _ in _parts(whole, own[1] if edits else None) if todo["draw"] else ():
-            generate(trained.method, request, trained.where)
-        return Measured(Report(()), {})
-    names, pairs, paths = todo["names"], todo["pairs"], todo["paths"]
-    extractor = extractor_named(ask.extractor, train, ask.weights, log.say)
+    team = trained.where.team
+    extractor = _extractor(ask, train, log, team)
+    asked = chosen(ask.metrics, labels is not None, extractor)
+    pairs, paths = ([n for n in asked if METRICS[n].needs == kind] for kind in ("pairs", "paths"))
+    names = [n for n in asked if n not in (*pairs, *paths)]
+    check(names, num, labels, train, extractor)
     beside = Pairs(pairs, extractor)
     fake = Statistics(extractor, train.info.shape, ask.seed)
     start = time.perf_counter()
     with log.meter("sample", num, unit="images") as meter:
-        for request, sources in _parts(whole, own[1] if edits else None) if todo["draw"] else ():
-            images = generate(trained.method, request, trained.where)
-            fake.update(images, labels=None if labels is None else request.cond.label)
-            if sources is not None and pairs:
-                beside.update(sources, images)
+        for seen in team.in_turn(_sampled(trained, whole, own[1] if edits else None, fake, beside) if names or (pairs and edits) else ()):
+            fake.add(seen)
+            if edits:
+                beside.add(seen)
             meter.at(len(fake))
     if len(fake):
         log.say(f"{num} samples at {num / (time.perf_counter() - start):.1f} images/s, measured as they came")
-    report = score(fake, tuple(trained.method.shape), train, test, names, ask.num_bootstrap) if names else Report(())
+    report = score(fake, tuple(trained.method.shape), train, test, names, ask.num_bootstrap, team) if names else Report(())
     if pairs and not edits:
-        for x, y in reconstructions(trained, own[1], num):
-            beside.update(x, y)
+        for seen in team.in_turn(_rebuilt(trained, own[1], num, beside)):
+            beside.add(seen)
+    if not team.first:
+        return Measured(report, {})
     of = "edits, beside their sources" if edits else "reconstructions of test images"
     more = beside.results({"of": of}) + [path_result(trained, extractor, min(num, PATHS), ask.seed, label) for _ in paths]
     report = Report((*report.results, *more), report.warnings)
     nats: dict[str, Any] = {}
     if isinstance(trained.method, Likelihood) and not ask.metrics:
-        nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
+        try:
+            nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
+        except UserError as e:  # a net that never lost a label in training says nothing about images without one
+            log.say(f"no likelihood: {e}")
     found = Measured(report, nats)
-    if not ask.usual or source is not None:
+    if not ask.usual or source is not None or trained.ema_std is not None:
         return found
     save_evaluation(trained, found.to_json())
     return Measured(report, nats, publish(trained, *own, extractor))
 
 
-def _todo(ask: Ask, num: int, labels: Tensor | None, train: ImageSet, edits: bool, log: Log) -> dict[str, Any]:
-    """Scores of sets (names), of pairs and of paths, and whether samples are drawn for them; what cannot be scored is refused."""
-    extractor = extractor_named(ask.extractor, train, ask.weights, log.say)
-    asked = chosen(ask.metrics, labels is not None, extractor)
-    kinds = {name: METRICS[name].needs for name in asked}
-    pairs, paths = ([n for n in asked if kinds[n] == kind] for kind in ("pairs", "paths"))
-    names = [n for n in asked if n not in (*pairs, *paths)]
-    check(names, num, labels, train, extractor)
-    return {"names": names, "pairs": pairs, "paths": paths, "draw": bool(names or (pairs and edits))}
+def _extractor(ask: Ask, train: ImageSet, log: Log | None, team: Team) -> FeatureExtractor:
+    """The extractor: process 0 trains or fetches it, and the others find it in the cache. `UserError` where they find another one."""
+    say = (log or Log(quiet=True)).say
+    first = extractor_named(ask.extractor, train, ask.weights, say) if team.first else None
+    weights = team.agree(lambda: "" if first is None else first.weights)
+    found = first or extractor_named(ask.extractor, train, ask.weights, say)
+    if found.weights != weights:
+        raise UserError(f"process {team.rank} has the extractor {found.name} with other weights than process 0: let all share one PIXELKILN_CACHE")
+    return found
 
 
-def _parts(whole: Request, sources: ImageSet | None) -> Iterator[tuple[Request, Tensor | None]]:
-    """An order, some samples at a time, with the source images uint8 of an editing method, test images in turn."""
-    for start in range(0, len(whole.seeds), PART):
-        part = whole.take(slice(start, start + PART))
-        if sources is None:
-            yield part, None
-            continue
-        images = sources.images_of(torch.arange(start, start + len(part.seeds)) % len(sources))
-        yield replace(part, cond=replace(part.cond, source=images.float() / 127.5 - 1)), images
+def _sampled(trained: Trained, whole: Request, sources: ImageSet | None, fake: Statistics, beside: Pairs) -> Iterator[Work]:
+    """Works that draw an order's samples, PART at a time, and look at them; an editing method is given source images, in turn."""
+
+    def look(start: int) -> dict[str, Tensor]:
+        request, given = whole.take(slice(start, start + PART)), None
+        if sources is not None:
+            given = sources.images_of(torch.arange(start, start + len(request.seeds)) % len(sources))
+            request = replace(request, cond=replace(request.cond, source=from_uint8(given)))
+        images = generate(trained.method, request, trained.where.alone())
+        seen = fake.look(images, torch.arange(start, start + len(images)), request.cond.label)
+        return seen if given is None else seen | beside.look(given, images)
+
+    return (partial(look, start) for start in range(0, len(whole.seeds), PART))
+
+
+def _rebuilt(trained: Trained, test: ImageSet, num: int, beside: Pairs) -> Iterator[Work]:
+    """Works that look at the first `num` test images beside what the method makes of their codes."""
+
+    def look(rows: Tensor) -> dict[str, Tensor]:
+        images = test.images_of(rows)
+        return beside.look(images, reconstruction(trained, images))
+
+    return (partial(look, rows) for rows in torch.split(torch.arange(min(num, len(test))), PAIRS))
 
 
 def measure_images(path: Path | str, source: str, ask: Ask = Ask(), log: Log | None = None, access: Access = Access()) -> Measured:
-    """Score a folder of images or an .npz, some images at a time, against the real images of a source."""
+    """Score a folder of images or an .npz, some images at a time, against the real images of a source; several processes as in `measure`."""
     refuse_pickle(Path(path))
+    team = joined()
     train, test = reference(source, access=access, log=log)
     found = access.open(str(path), split="all")
-    extractor = extractor_named(ask.extractor, train, ask.weights, (log or Log(quiet=True)).say)
+    extractor = _extractor(ask, train, log, team)
     labels = _renamed(found, train)
     names = chosen(ask.metrics, labels is not None, extractor)
     check(names, len(found), labels, train, extractor)
     fake = Statistics(extractor, train.info.shape, ask.seed)
-    for rows in torch.split(torch.arange(len(found)), PART):
-        fake.update(found.images_of(rows), rows, None if labels is None else labels[rows])
-    return Measured(score(fake, tuple(found.info.shape), train, test, names, ask.num_bootstrap), {})
+
+    def look(rows: Tensor) -> dict[str, Tensor]:
+        return fake.look(found.images_of(rows), rows, None if labels is None else labels[rows])
+
+    for seen in team.in_turn(partial(look, rows) for rows in torch.split(torch.arange(len(found)), PART)):
+        fake.add(seen)
+    return Measured(score(fake, tuple(found.info.shape), train, test, names, ask.num_bootstrap, team), {})
 
 
 def _renamed(found: ImageSet, train: ImageSet) -> Tensor | None:

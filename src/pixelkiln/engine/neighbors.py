@@ -82,6 +82,8 @@ def _space(name: str, groups: Sequence[Tensor], unit: float) -> Space:
 
 def neighbors_panel(context: ReportContext) -> str:
     """Some samples, each beside its nearest training images by pixels and by features."""
+    if not context.method.generates:
+        return ""
     images = context.drawn.images
     images = images[torch.linspace(0, len(images) - 1, min(SHOWN, len(images))).round().long()]
     some, rows = context.pick(context.test, TYPICAL), context.pick(context.train, min(POOL, MEMORY // images[0].numel()))

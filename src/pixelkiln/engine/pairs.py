@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -11,17 +11,15 @@ from torch import Tensor
 from ..core.images import to_uint8
 from ..core.protocols import Codec, Latent
 from ..core.types import UserError
-from ..data import ImageSet
 from ..metrics import Moments, Result, ms_ssim, path_length, perceptual_distance, psnr, ssim
 from ..metrics.pairs import SCALES
 from .extractor import FeatureExtractor
 from .sample import Trained
 from .scores import METRICS, Protocol, title
 
-__all__ = ["Pairs", "path_result", "reconstructions"]
+__all__ = ["Pairs", "path_result", "reconstruction"]
 
 WINDOW = 11  # of SSIM: the coarsest scale holds it
-PART = 100  # images at a time
 
 
 @final
@@ -33,14 +31,23 @@ class Pairs:
         self.found = {name: Moments(1) for name in names}
         self.scales = 0
 
-    def update(self, x: Tensor, y: Tensor) -> None:
-        """Add pairs uint8 (B, C, H, W). Errors: `UserError` for images that a score cannot compare."""
+    def look(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """What `add` needs of pairs uint8 (B, C, H, W), in this process or in another. Errors: `UserError` for images that a score cannot compare."""
+        seen = {}
         for name in self.names:
             try:
-                self.found[name].update(self._each(name, x, y)[:, None])
+                seen[name] = self._each(name, x, y)[:, None]
             except ValueError as e:
-                what = "some pairs are equal, and PSNR is infinite" if name == "psnr" and (x == y).flatten(1).all(1).any() else str(e)
-                raise UserError(f"{name}: {what}: leave it out of the metrics") from None
+                raise UserError(f"{name}: {e}: leave it out of the metrics") from None
+            if not seen[name].isfinite().all():
+                what = "some pairs are equal, and PSNR is infinite" if name == "psnr" else "some pairs have no finite score"
+                raise UserError(f"{name}: {what}: leave it out of the metrics")
+        return seen
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        """Add what `look` saw."""
+        for name in self.names:
+            self.found[name].update(seen[name])
 
     def _each(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """One score a pair, (B,)."""
@@ -82,16 +89,14 @@ def perceptual(extractor: FeatureExtractor, x: Tensor, y: Tensor, span: tuple[fl
         return perceptual_distance(x.cpu(), y.cpu(), span=span, stages=stages)
 
 
-def reconstructions(trained: Trained, test: ImageSet, num: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `num` test images and what the method makes of their codes, uint8, some at a time. `UserError` where it does not encode."""
+def reconstruction(trained: Trained, images: Tensor) -> Tensor:
+    """What the method makes of the codes of images uint8 (B, C, H, W), uint8 as well. `UserError` where it does not encode."""
     method, device = trained.method, torch.device(trained.where.device)
     if not isinstance(method, Codec):
         raise UserError(f"{trained.facts['recipe']} neither encodes images nor takes a source: leave scores of pairs out of the metrics")
-    for rows in torch.split(torch.arange(min(num, len(test))), PART):
-        images = test.images_of(rows)
-        with torch.no_grad(), trained.where.autocast():
-            decoded = method.decode(method.encode((images.float() / 127.5 - 1).to(device)))
-        yield images, to_uint8(decoded.float().clamp(-1, 1)).cpu()
+    with torch.no_grad(), trained.where.autocast():
+        decoded = method.decode(method.encode((images.float() / 127.5 - 1).to(device)))
+    return to_uint8(decoded.float().clamp(-1, 1)).cpu()
 
 
 def path_result(trained: Trained, extractor: FeatureExtractor, num: int, seed: int, label: str | int | None) -> Result:

@@ -21,7 +21,7 @@ from pixelkiln.core.protocols import Codec, Denoiser, Latent, Method
 from pixelkiln.core.rng import permutation
 from pixelkiln.core.types import Ability, Condition, Request
 
-from .sample import seeds_for, slerp
+from .sample import middle, seeds_for, slerp
 
 __all__ = [
     "Drawn",
@@ -127,7 +127,7 @@ class ReportContext:
         if Ability.SOURCE in self.method.abilities:
             rows = self.pick(self.test, n)
             given = None if self.test.labels is None or not self.classes else self.test.labels[rows].cpu()
-            return Condition(label=given, source=from_uint8(self.test.images[rows].cpu()))
+            return Condition(label=given, source=from_uint8(self.test.images[rows].cpu()), mask=middle(self.method, len(rows)))
         if not self.classes:
             return Condition()
         return Condition(label=torch.arange(n) % len(self.classes) if labels is None else labels)
@@ -163,7 +163,7 @@ def figure(picture: Tensor, caption: str, alt: str = "") -> str:
 
 def samples_panel(context: ReportContext) -> str:
     """One row of samples a class, or a plain grid; then real images for comparison."""
-    if Ability.SOURCE in context.method.abilities:
+    if Ability.SOURCE in context.method.abilities or not context.method.generates:
         return ""
     images, total = context.drawn.images, len(context.method.info.classes)
     seeds = f"Seed {context.seed}, nothing selected."
@@ -186,7 +186,8 @@ def edits_panel(context: ReportContext) -> str:
         return ""
     drawn = context.drawn
     assert drawn.sources is not None
-    return figure(grid(torch.cat([drawn.sources, drawn.images]), len(drawn.images)), "Above: images of the test split. Below: their edits.")
+    masked = " The middle was masked." if Ability.MASK in context.method.abilities else ""
+    return figure(grid(torch.cat([drawn.sources, drawn.images]), len(drawn.images)), f"Above: images of the test split. Below: their edits.{masked}")
 
 
 def history_panel(context: ReportContext) -> str:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -95,10 +95,9 @@ class Team:
         """Process 0's named tensors, on the CPU; the others' do not matter."""
         if self.size == 1:
             return dict(tensors)
-        layout = self.agree(lambda: [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()])
         found = {}
-        for name, shape, kind in layout:
-            t = tensors[name].detach().cpu().contiguous() if self.first else torch.empty(shape, dtype=getattr(torch, kind))
+        for name, shape, kind in self.agree(lambda: _layout(tensors)):
+            t = tensors[name].detach().cpu().contiguous() if self.first else _empty(shape, kind)
             if t.numel():
                 with self._together():
                     dist.broadcast(_bytes(t), 0)
@@ -115,12 +114,29 @@ class Team:
             if high != -low:
                 raise Apart(f"{name} is no longer the same on all processes (an integer buffer that depends on the part, or an update that is not exact)")
 
-    def hand_in(self, tensor: Tensor, owner: int) -> None:
-        """Process 0's tensor takes the values of process `owner`'s; the others' is left alone."""
-        if owner == 0 or self.rank not in (0, owner):
-            return
+    def in_turn(self, works: Iterable[Callable[[], Mapping[str, Tensor]]]) -> Iterator[dict[str, Tensor]]:
+        """On process 0 what each of `works` returns, in their order and on the CPU. Process r does works r, r + W, ..., and the others get nothing."""
+        for number, work in enumerate(works):
+            owner = number % self.size
+            found = dict(work()) if owner == self.rank else {}
+            if owner > 0 and self.rank in (0, owner):
+                found = self._handed(found, owner)
+            if self.first:
+                yield found
+
+    def _handed(self, tensors: Mapping[str, Tensor], owner: int) -> dict[str, Tensor]:
+        """The named tensors of process `owner`, for process 0; both call it."""
+        text = torch.frombuffer(bytearray(json.dumps(_layout(tensors)).encode()), dtype=torch.uint8)
         with self._together():
-            dist.recv(tensor, owner) if self.first else dist.send(tensor, 0)
+            pass_on = (lambda t: dist.recv(t, owner)) if self.first else (lambda t: dist.send(t, 0))
+            pass_on(length := torch.tensor([len(text)]))
+            pass_on(text := torch.empty(int(length), dtype=torch.uint8) if self.first else text)
+            found = {name: _empty(shape, kind) for name, shape, kind in json.loads(text.numpy().tobytes())} if self.first else tensors
+            found = {name: t.detach().cpu().contiguous() for name, t in found.items()}
+            for t in found.values():
+                if t.numel():
+                    pass_on(_bytes(t))
+        return found
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
@@ -185,6 +201,16 @@ def _terminated(signum: int, _: object) -> None:
 def _bytes(t: Tensor) -> Tensor:
     """The bytes of a tensor, (n,) uint8 on the CPU, row by row; of one that lies so already, the very memory."""
     return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> list[tuple[str, list[int], str]]:
+    """Name, shape and dtype of each, as JSON can hold them."""
+    return [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors.items()]
+
+
+def _empty(shape: Sequence[int], kind: str) -> Tensor:
+    """A tensor of that layout, to be filled."""
+    return torch.empty(list(shape), dtype=getattr(torch, kind))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

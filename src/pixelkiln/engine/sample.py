@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ import torch
 from torch import Tensor
 
 from ..core.config import nearest
-from ..core.images import to_uint8
+from ..core.images import from_uint8, to_uint8
 from ..core.protocols import Codec, Latent, Method
 from ..core.rng import generator, key
 from ..core.types import Ability, Condition, Request, UserError
+from ..data import pictures
 from .build import Opened, load_method
 from .where import Where
 
-__all__ = ["Trained", "generate", "labels_for", "load", "preview", "seeds_for", "slerp"]
+__all__ = ["Trained", "generate", "labels_for", "load", "middle", "preview", "seeds_for", "slerp"]
 
 
 def seeds_for(seed: int, num: int) -> tuple[int, ...]:
@@ -58,30 +60,39 @@ def generate(method: Method, request: Request, where: Where, batch: int = 250, d
 
     Several processes take the batches in turn, each as one process would draw it, and hand them in to process 0; the others get (0, C, H, W).
     """
-    team, device = where.team, torch.device(where.device)
+    device = torch.device(where.device)
+
+    def draw(part: Request) -> dict[str, Tensor]:
+        with where.eager(), where.autocast():
+            return {"images": to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()}
+
     parts = [torch.empty(0, *method.shape, dtype=torch.uint8)]
-    for number, i in enumerate(range(0, len(request.seeds), batch)):
-        part, owner = request.take(slice(i, i + batch)), number % team.size
-        images = torch.empty(len(part.seeds), *method.shape, dtype=torch.uint8)
-        if owner == team.rank:
-            with where.eager(), where.autocast():
-                images = to_uint8(method.sample(replace(part, cond=part.cond.to(device)))).cpu()
-        team.hand_in(images, owner)
-        if team.first:
-            parts.append(images)
+    batches = (request.take(slice(i, i + batch)) for i in range(0, len(request.seeds), batch))
+    for found in where.team.in_turn(partial(draw, part) for part in batches):
+        parts.append(found["images"])
         if done is not None:
-            done(min(i + batch, len(request.seeds)))
+            done(sum(map(len, parts)))
     return torch.cat(parts)
 
 
 def preview(method: Method, num: int, where: Where) -> Tensor | None:
-    """The same few samples every time it is asked, classes in turn; None for a method that needs a source image."""
-    if Ability.SOURCE in method.abilities:
+    """The same few samples every time it is asked, classes in turn; None for a method that needs a source image, or generates nothing."""
+    if Ability.SOURCE in method.abilities or not method.generates:
         return None
     classes = method.info.classes
     labeled = Ability.LABEL in method.abilities and classes
     cond = Condition(label=torch.arange(num) % len(classes)) if labeled else Condition()
     return generate(method, Request(seeds_for(0, num), cond), where, batch=num)
+
+
+def middle(method: Method, num: int) -> Tensor | None:
+    """The mask (n, 1, H, W) where nobody gave one: the middle, half of each side; None for a method that takes none."""
+    if Ability.MASK not in method.abilities:
+        return None
+    mask = torch.zeros(num, 1, *tuple(method.shape)[1:])
+    height, width = mask.shape[2:]
+    mask[:, :, height // 4 : height - height // 4, width // 4 : width - width // 4] = 1
+    return mask
 
 
 def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
@@ -101,8 +112,8 @@ def slerp(a: Tensor, b: Tensor, w: float) -> Tensor:
 class Trained:
     """A trained run, ready to be used from Python: `pixelkiln.load("runs/demo").sample(16)`."""
 
-    def __init__(self, method: Method, opened: Opened, where: Where) -> None:
-        self.method, self.opened, self.where = method, opened, where
+    def __init__(self, method: Method, opened: Opened, where: Where, ema_std: float | None = None) -> None:
+        self.method, self.opened, self.where, self.ema_std = method, opened, where, ema_std
         where.place(method)
 
     @property
@@ -115,7 +126,16 @@ class Trained:
         """Names of the classes of its training data."""
         return self.opened.info.classes
 
-    def condition(self, seeds: Sequence[int], label: Any = None, text: str | None = None, source: Tensor | None = None) -> Condition:
+    def pictures(self, path: Path | str, channels: int | None = None) -> Tensor:
+        """An image file, or the images below a folder, uint8 (N, C, H, W), prepared as the training images were; or with so many channels.
+
+        Errors as `data.pictures`.
+        """
+        shape = replace(self.method.shape, channels=channels or self.method.shape.channels)
+        return pictures(Path(path), shape, self.opened.stage.data)
+
+    def condition(self, seeds: Sequence[int], label: Any = None, text: str | None = None, source: Tensor | None = None,
+                  mask: Tensor | None = None) -> Condition:
         """The condition of n samples; labels are drawn as in the training data where none are asked for."""
         n, method = len(seeds), self.method
         found: dict[str, Any] = {}
@@ -126,17 +146,21 @@ class Trained:
         if text is not None:
             found["text"] = (text,) * n
         if source is not None:
-            found["source"] = (source.float() / 127.5 - 1).expand(n, -1, -1, -1) if source.ndim == 3 else source.float() / 127.5 - 1
+            several = from_uint8(source if source.ndim == 4 else source[None])
+            found["source"] = several.expand(n, -1, -1, -1) if len(several) == 1 else several[torch.arange(n) % len(several)]
+        if mask is not None:
+            found["mask"] = (mask > 127).float().expand(n, -1, -1, -1)
         return Condition(**found)
 
-    def request(self, num: int, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, **knobs: Any) -> Request:
+    def request(self, num: int, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, mask: Tensor | None = None,
+                **knobs: Any) -> Request:
         """The order for `num` samples; knobs: steps, solver, eta, guidance, strength, truncation, callback."""
         seeds = seeds_for(seed, num)
-        return Request(seeds, self.condition(seeds, label, text, source), **knobs)
+        return Request(seeds, self.condition(seeds, label, text, source, mask), **knobs)
 
     def sample(self, num: int = 64, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, batch: int = 250,
                done: Callable[[int], None] | None = None, **knobs: Any) -> Tensor:
-        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; source: uint8 (C, H, W) or (num, C, H, W)."""
+        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; source: uint8 (C, H, W) or several, in turn."""
         return generate(self.method, self.request(num, seed, label, text, source, **knobs), self.where, batch, done)
 
     @torch.no_grad()
@@ -165,7 +189,8 @@ class Trained:
 
 
 def load(run: Path | str, device: str = "auto", precision: str = "auto", recipe: str | None = None, parents: Mapping[str, str] | None = None,
-         layout: str = "auto", threads: int | str | None = None) -> Trained:
-    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library."""
-    method, opened = load_method(run, recipe, parents)
-    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads))
+         layout: str = "auto", threads: int | str | None = None, ema_std: float | None = None) -> Trained:
+    """The trained model of a run folder. `recipe` must be named if the run was made by code outside the library. ema_std: the weights' average of
+    that length, as a share of the training (0: none), made from the run's snapshots; None: as it samples by itself."""
+    method, opened = load_method(run, recipe, parents, ema_std=ema_std)
+    return Trained(method, opened, Where.choose(device, precision, "off", layout, threads), ema_std)

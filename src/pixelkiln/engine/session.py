@@ -60,7 +60,7 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
         log.say(f"going on from step {done} of {total}" if done < total else f"{run.path} is complete: {total} steps")
         if done >= total:
             return
-    elif team.first and (run.metrics_file.exists() or run.samples()):
+    elif team.first and (run.metrics_file.exists() or run.samples() or run.points("snapshots")):
         run.rewind(-1)
     session = Session(run, trainer, method, total, spent, where, feed)
     try:
@@ -123,6 +123,7 @@ class Session:
                 if step % sample_every == 0 or end:
                     self.draw(step, log)
                     logged += time.perf_counter() - now
+                self.keep(step, log)
                 stop, due = team.most(caught[0] if caught else 0, int(now - saved > 60 * MINUTES))
                 if stop or end or (save_every and step % save_every == 0) or due:
                     self.save(step)
@@ -146,6 +147,18 @@ class Session:
         if team.first:
             self.run.save(step, groups, {"seen": self.trainer.seen(), "seconds": round(self.seconds(), 3)})
         team.wait()
+
+    def keep(self, step: int, log: Log) -> None:
+        """A snapshot of the averages, if one is due. One that cannot be written ends no training: the others do without."""
+        average = self.trainer.average
+        if average is None or not average.due(step, self.total):
+            return
+        self.trainer.check()
+        if self.where.team.first:
+            try:
+                self.run.snapshot(step, average.snapshot(), {"stds": list(average.config.stds)})
+            except Unwritable as e:
+                log.say(f"note: no snapshot of step {step}: {e}")
 
     def draw(self, step: int, log: Log) -> None:
         """The same seeds once more (nothing for a method that needs a source image). A grid that cannot be written ends no training."""

@@ -7,7 +7,8 @@ nor the batches nor the processes decide which; sums behind the Inception Score 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -22,6 +23,7 @@ from ..metrics import InceptionScore, Modes, Moments
 from .extractor import FeatureExtractor
 from .features import PART, conform
 from .kept import keep, recall
+from .parallel import ALONE, Team
 
 __all__ = ["POOL", "Statistics", "score_shard", "statistics_of"]
 
@@ -56,21 +58,29 @@ class Statistics:
         return self.moments.n
 
     def update(self, images: Tensor, numbers: Tensor | None = None, labels: Tensor | None = None) -> Statistics:
-        """Add images uint8 (B, C, H, W) with their numbers (B,) (None: those after the last) and labels (B,). `UserError` if features are not finite."""
-        if numbers is None:
-            numbers = torch.arange(len(self), len(self) + len(images))
+        """Add images uint8 (B, C, H, W) with their numbers (B,) (None: those after the last) and labels (B,). Errors as `look`."""
+        return self.add(self.look(images, torch.arange(len(self), len(self) + len(images)) if numbers is None else numbers, labels))
+
+    def look(self, images: Tensor, numbers: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """What `add` needs of images, in this process or in another: the costly part. `UserError` if features are not finite."""
         features = self.extractor.features(images)
         if not features.isfinite().all():
             raise UserError(f"{self.extractor.name} returns features that are not finite: give other weights")
+        seen = {"numbers": numbers, "features": features, "prints": fingerprints(conform(images, self.shape))}
+        return seen if labels is None else seen | {"labels": labels.cpu()}
+
+    def add(self, seen: Mapping[str, Tensor]) -> Statistics:
+        """Add what `look` saw."""
+        numbers, features, labels = seen["numbers"], seen["features"], seen.get("labels")
         self.moments.update(features)
         self._pool(numbers, features)
-        self.prints = torch.cat([self.prints, fingerprints(conform(images, self.shape))])
+        self.prints = torch.cat([self.prints, seen["prints"]])
         if self.extractor.num_classes:
             p = self.extractor.probabilities(features)
             self.inception.update(p, numbers)
             self.modes.update(p.argmax(1))
             if labels is not None:
-                self.right, self.labeled = self.right + int((p.argmax(1) == labels.cpu()).sum()), self.labeled + len(labels)
+                self.right, self.labeled = self.right + int((p.argmax(1) == labels).sum()), self.labeled + len(labels)
         return self
 
     def _pool(self, numbers: Tensor, features: Tensor) -> None:
@@ -123,19 +133,27 @@ def score_shard(extractor: FeatureExtractor, data: ImageSet, shape: ImageShape, 
     return found
 
 
-def statistics_of(extractor: FeatureExtractor, data: ImageSet, shape: ImageShape, seed: int = 0, num: int | None = None, cached: bool = True) -> Statistics:
-    """Statistics of a set, or of `num` of its images, chosen by seed; kept by content, extractor, preparation, shape, seed and number."""
+def statistics_of(extractor: FeatureExtractor, data: ImageSet, shape: ImageShape, seed: int = 0, num: int | None = None, team: Team = ALONE) -> Statistics:
+    """Statistics of a set, or of `num` of its images, chosen by seed; kept by content, extractor, preparation, shape, seed and number.
+
+    Several processes look at parts in turn, and process 0 has what one would have; the others' stay empty.
+    """
     num = len(data) if num is None else min(num, len(data))
-    parts: Iterable[Tensor] = torch.split(torch.arange(len(data)) if num == len(data) else permutation(len(data), seed, "floor")[:num], PART)
+    rows = torch.arange(len(data)) if num == len(data) else permutation(len(data), seed, "floor")[:num]
     what = (VERSION, data.digest(), extractor.name, extractor.weights, extractor.how(tuple(data.info.shape)), tuple(shape), seed, num, POOL)
     file = Path(extractor.folder) / f"statistics-{data.digest()[:16]}-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.safetensors"
     found = Statistics(extractor, shape, seed)
-    known = recall(file) if cached else None
-    if known is not None:
-        return found.load(known)
-    for rows in parts:
-        found.update(data.images_of(rows), labels=None if data.labels is None else data.labels[rows])
-    if cached:
+    known = recall(file) if team.first else None
+    if team.agree(lambda: known is not None):
+        return found if known is None else found.load(known)
+
+    def look(start: int) -> dict[str, Tensor]:
+        part = rows[start : start + PART]
+        return found.look(data.images_of(part), torch.arange(start, start + len(part)), None if data.labels is None else data.labels[part])
+
+    for seen in team.in_turn(partial(look, start) for start in range(0, num, PART)):
+        found.add(seen)
+    if team.first:
         keep(file, found.tensors(), {"data": data.name, "split": data.split, "digest": data.digest(), "N": num, "seed": seed, "extractor": extractor.name,
                                      "weights": extractor.weights, "images": extractor.how(tuple(data.info.shape))})
     return found

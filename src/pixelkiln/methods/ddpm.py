@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
+from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNet, UNetConfig
+from ..nets.unet import UNetConfig
 from ..objectives.denoising import Weighting, denoising_loss, halves
-from ..processes import Kind, cosine_path, linear_path, times
+from ..processes import PATHS, Density, Kind, PathName, draw_times
 from ..solvers.diffusion import Diffusion, Sampling
 
 __all__ = ["DDPM", "DDPMConfig", "ddpm"]
@@ -39,12 +40,13 @@ MEASURED = (
 class DDPMConfig:
     """What is predicted, on which schedule, with which network; and how it is sampled unless the request says otherwise."""
 
-    net: UNetConfig = field(default_factory=UNetConfig)
+    net: NetConfig = field(default_factory=UNetConfig)
     dim: int = 256  # of the vector that carries time and class
     predict: Kind = "v"
-    schedule: Literal["linear", "cosine"] = "cosine"
+    schedule: PathName = "cosine"
+    density: Density = field(default_factory=Density)  # of the times that it is trained at
     weighting: Weighting = "uniform"
-    gamma: float = 5.0  # of min-SNR
+    gamma: float | None = None  # of min-snr and soft-min-snr (none: 5) or p2 (none: 1)
     drop: float = 0.1  # share of samples that lose their label
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))
@@ -59,10 +61,10 @@ class DDPM(Diffusion):
     def __init__(self, info: DataInfo, config: DDPMConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
         self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
-        self.path = {"linear": linear_path, "cosine": cosine_path}[config.schedule]()
-        self.net = UNet(info.shape.channels, config.dim, config.net)
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
+        self.path = PATHS[config.schedule]()
         self.fits(config.net.multiple)
+        self.net = backbone(info.shape, config.dim, config.net)
+        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
 
     def updates(self) -> Sequence[Update]:
         """Eq. 14, the only row."""
@@ -71,14 +73,15 @@ class DDPM(Diffusion):
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """L over stratified times; "loss" is its mean over the batch, also given for the cleaner and the noisier half."""
         x0, path, config = batch.x, self.path, self.config
-        t = times(len(x0), path.t_max, path.t_min, x0.device)
+        t = draw_times(len(x0), path, config.density, x0.device)
         predict = lambda xt, t: self.network(xt, t, batch.cond)
         each = denoising_loss(predict, x0, torch.randn_like(x0), t, path, config.predict, config.weighting, config.gamma)  # (B,)
         return {"loss": each.mean(), **halves(each, t < 0.5 * path.t_max)}
 
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """F(xt, t, label)."""
-        return self.net(x, t, self.condition(cond, len(x)))
+        out: Tensor = self.net(x, t.float(), self.condition(cond, len(x)))
+        return out
 
 
 def ddpm(size: Size = "small") -> Recipe:

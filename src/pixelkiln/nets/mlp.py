@@ -1,17 +1,22 @@
 """Networks on vectors: multilayer perceptrons from images to vectors and back (the 784-400-20 of Kingma and Welling 2014, appendix C,
-for any shape), and an invertible one made of affine couplings (Dinh et al., Density Estimation Using Real NVP, 2017, arXiv 1605.08803)."""
+for any shape), an invertible one made of affine couplings (Dinh et al., Density Estimation Using Real NVP, 2017, arXiv 1605.08803), and a
+residual one for diffusion in the plane."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.types import ImageShape
+from ..layers.embed import sinusoidal
+from .conditioning import Conditioned, split
 
-__all__ = ["CouplingFlow", "MLPDecoder", "MLPEncoder"]
+__all__ = ["CouplingFlow", "MLPConfig", "MLPDecoder", "MLPDenoiser", "MLPEncoder"]
 
 
 def _stack(sizes: Sequence[int]) -> nn.Sequential:
@@ -85,3 +90,59 @@ class CouplingFlow(nn.Module):
             t, s = layer(a)
             z, log_det = torch.cat([a, (b - t) * torch.exp(-s)], dim=-1), log_det - s.sum(-1)
         return z, log_det
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """Size of a residual perceptron."""
+
+    width: int = 256
+    depth: int = 4  # residual blocks
+
+    @property
+    def multiple(self) -> int:
+        """What the image's sides must be a multiple of."""
+        return 1
+
+
+class _Residual(nn.Module):
+    """h + W2 silu(W1 (norm(h) (1 + scale) + shift)); scale and shift come from the vector; it starts as the identity."""
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(dim, 2 * width)
+        self.enter, self.leave = nn.Linear(width, width), nn.Linear(width, width)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, h: Tensor, vec: Tensor) -> Tensor:
+        scale, shift = self.affine(vec).chunk(2, dim=1)
+        normed = torch.addcmul(shift.float(), F.layer_norm(h.float(), h.shape[1:]), 1 + scale.float())
+        return h + self.leave(F.silu(self.enter(normed)))
+
+
+class MLPDenoiser(nn.Module):
+    """F(x, t, cond) for points of the plane and other small vectors: the image is flattened, and its shape is fixed.
+
+    shape: of x and the condition's map together; out_channels: of the result, by default as many. It starts as zero.
+    """
+
+    def __init__(self, shape: ImageShape, dim: int, config: MLPConfig, out_channels: int | None = None) -> None:
+        super().__init__()
+        self.config, self.dim = config, dim
+        self.out = (out_channels or shape.channels, shape.height, shape.width)
+        self.time = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.stem = nn.Linear(shape.numel, config.width)
+        self.blocks = nn.ModuleList(_Residual(config.width, dim) for _ in range(config.depth))
+        self.head = nn.Linear(config.width, ImageShape(*self.out).numel)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Conditioned) -> Tensor:
+        """x (B, C, H, W), t (B,) in [0, 1], cond or its vec (B, D) -> (B, C_out, H, W)."""
+        x, vec = split(x, cond)
+        vec = F.silu(self.time(sinusoidal(1000 * t, self.dim)) + vec)  # (B, D)
+        h = self.stem(x.flatten(1))
+        for block in self.blocks:
+            h = block(h, vec)
+        return self.head(F.silu(h)).unflatten(1, self.out)

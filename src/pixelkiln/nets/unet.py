@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..layers.attention import SelfAttention2d
 from ..layers.embed import sinusoidal
+from .conditioning import Conditioned, split
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -69,9 +70,12 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """F(x, t, vec): noisy images, times and a condition vector to what the parameterisation predicts, in the images' shape."""
+    """F(x, t, cond): noisy images, times and the condition to what the parameterisation predicts.
 
-    def __init__(self, channels: int, dim: int, config: UNetConfig) -> None:
+    channels: of x and the condition's map together; out_channels: of the result, by default as many.
+    """
+
+    def __init__(self, channels: int, dim: int, config: UNetConfig, out_channels: int | None = None) -> None:
         super().__init__()
         self.config, self.dim = config, dim
         widths = [config.width * m for m in config.mults]
@@ -97,10 +101,11 @@ class UNet(nn.Module):
             if i:
                 self.up.append(nn.Conv2d(c, c, 3, padding=1))
         self.norm = nn.GroupNorm(1, c)
-        self.head = zeros(nn.Conv2d(c, raw, 3, padding=1))
+        self.head = zeros(nn.Conv2d(c, (out_channels or channels) * config.patch**2, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, vec: Tensor) -> Tensor:
-        """x (B, C, H, W), t (B,) in [0, 1], vec (B, D) -> (B, C, H, W)."""
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | Conditioned) -> Tensor:
+        """x (B, C, H, W), t (B,) in [0, 1], cond or its vec (B, D) -> (B, C_out, H, W)."""
+        x, vec = split(x, cond)
         vec = F.silu(self.time(sinusoidal(1000 * t, self.config.width)) + vec)  # (B, D)
         h = self.stem(F.pixel_unshuffle(x, self.config.patch).contiguous(memory_format=torch.channels_last))
         skips = [h]

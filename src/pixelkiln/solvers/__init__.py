@@ -16,7 +16,7 @@ from .brownian import Brownian
 from .contract import Run
 from .correctors import pc_ve, pc_vp
 from .deterministic import dpmpp_2s, dpmpp_3s, euler, heun
-from .guidance import classifier_free
+from .guidance import autoguided, classifier_free, classifier_guided, composed, conditioned, null_of, thresholded
 from .inversion import invert, invert_exactly
 from .multistep import deis, dpmpp_2m, dpmpp_3m, ipndm, lms, unipc
 from .restart import REPEATS, STEPS, restart
@@ -27,7 +27,11 @@ __all__ = [
     "SOLVERS",
     "Brownian",
     "Solver",
+    "autoguided",
     "classifier_free",
+    "classifier_guided",
+    "composed",
+    "conditioned",
     "ddim",
     "ddpm",
     "ddpm_large",
@@ -51,12 +55,14 @@ __all__ = [
     "linspace_time",
     "lms",
     "log_linear",
+    "null_of",
     "pc_ve",
     "pc_vp",
     "restart",
     "rk45",
     "solver",
     "spaced",
+    "thresholded",
     "uniform_time",
     "unipc",
 ]
@@ -71,6 +77,7 @@ class Solver:
     stochastic: bool = False
     eta: bool = False  # whether it uses eta
     churn: bool = False  # whether it uses churn
+    brownian: bool = False  # whether its noise is one path, the same for any number of steps
     adaptive: bool = False  # whether `evaluations` are only the fewest
     evaluations: Callable[[int], int] = lambda n: n
 
@@ -85,11 +92,11 @@ SOLVERS: Mapping[str, Solver] = {
     "ddpm-large": Solver(ddpm_large, "time", stochastic=True),
     "deis": Solver(deis, "time"),
     "dpmpp-2m": Solver(dpmpp_2m, "loglinear"),
-    "dpmpp-2m-sde": Solver(dpmpp_2m_sde, "karras", stochastic=True),
+    "dpmpp-2m-sde": Solver(dpmpp_2m_sde, "karras", stochastic=True, brownian=True),
     "dpmpp-2s": Solver(dpmpp_2s, "loglinear", evaluations=_two),
     "dpmpp-3m": Solver(dpmpp_3m, "loglinear"),
     "dpmpp-3s": Solver(dpmpp_3s, "loglinear", evaluations=lambda n: 3 * n - 2),
-    "dpmpp-sde": Solver(dpmpp_sde, "karras", stochastic=True, evaluations=_two),
+    "dpmpp-sde": Solver(dpmpp_sde, "karras", stochastic=True, brownian=True, evaluations=_two),
     "euler": Solver(euler, "karras"),
     "euler-ancestral": Solver(euler_ancestral, "karras", stochastic=True),
     "heun": Solver(heun, "karras", stochastic=True, churn=True, evaluations=_two),

@@ -5,27 +5,31 @@ Legend: x noisy images in variance-exploding coordinates (B, C, H, W), s noise l
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..core.protocols import Denoiser, Latent, Method
+from ..core.protocols import Denoiser, Latent, Likelihood, Method, Score
 from ..core.rng import noise, streams
 from ..core.types import Ability, Condition, Request, UserError
-from ..processes import GaussianPath, Kind, to_x0
+from ..processes import SIGMA_DATA, GaussianPath, Kind, to_x0
 from . import SOLVERS, solver, spaced
+from .brownian import Brownian
 from .contract import Denoise, Noise
-from .guidance import classifier_free
+from .guidance import classifier_free, null_of, thresholded
+from .likelihood import ode_log_prob, signs
 from .spacing import spacing_named
 
-__all__ = ["KNOBS", "Diffusion", "Sampling", "guided", "solve"]
+__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve"]
 
 KNOBS = frozenset(
     {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
 )
+PASSED_ON = KNOBS | {Ability.LABEL, Ability.TEXT}  # what an editing method takes where its parent does: no pictures
 
 
 @dataclass(frozen=True)
@@ -47,24 +51,50 @@ class Sampling:
         own = {name: getattr(request, name) for name in self.__dataclass_fields__ if getattr(request, name) is not None}
         order = replace(self, **own)
         chosen = solver(order.solver)
-        if request.eta is not None and not chosen.eta:
-            able = ", ".join(name for name, each in SOLVERS.items() if each.eta)
-            raise UserError(f"solver {order.solver!r} does not take eta: use --solver {able}, or leave eta out")
+        for knob in ("eta", "churn"):
+            if getattr(request, knob) is not None and not getattr(chosen, knob):
+                able = " or ".join(name for name, each in SOLVERS.items() if getattr(each, knob))
+                raise UserError(f"solver {order.solver!r} does not take {knob}: use --solver {able}, or leave {knob} out")
         return order
 
 
 def guided(base: Denoiser, cond: Condition, order: Sampling) -> Denoise:
     """The denoiser of some samples, guided as the order says."""
-    return classifier_free(base.denoise, cond, Condition(), order.guidance)
+    return clamped(classifier_free(base.denoise, cond, null_of(cond), order.guidance, order.interval, order.rescale), order)
+
+
+def clamped(denoise: Denoise, order: Sampling) -> Denoise:
+    """With the order's threshold, if any."""
+    return denoise if order.threshold is None else thresholded(denoise, order.threshold)
+
+
+def from_noise(base: Denoiser, denoise: Denoise, first: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
+    """Images (B, C, H, W) by a guided denoiser from standard normal `first` (B, C, H, W), the end of the path of `base`."""
+    levels = base.sigmas(order.steps, order.solver, order.spacing)
+    x = first * (1 + float(levels[0]) ** 2) ** 0.5  # as noisy as data of unit variance are there
+    return solve(denoise, x, levels, order, fresh, request)
+
+
+def drawn(base: Denoiser, denoise: Denoise, order: Sampling, request: Request, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """`from_noise`, every sample from its own stream of noise."""
+    gens = streams(request.seeds, "noise")
+    first = noise(gens, shape, device)
+    return from_noise(base, denoise, first, order, noise_for(gens, order, request, shape, device), request)
+
+
+def noise_for(gens: list[torch.Generator], order: Sampling, request: Request, shape: tuple[int, ...], device: torch.device) -> Noise:
+    """The noise that the order's solver draws on its way, sample by sample from `gens`, or a Brownian path of its seed."""
+    if solver(order.solver).brownian:
+        return Brownian(request.seeds, shape, device)
+    return lambda: noise(gens, shape, device)
 
 
 def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
     """x0 (B, C, H, W) from x at levels[0], by the order's solver."""
-    more: dict[str, Any] = {"eta": order.eta}
-    return solver(order.solver).run(denoise, x, levels, noise=fresh, callback=request.callback, **more)
+    return solver(order.solver).run(denoise, x, levels, noise=fresh, eta=order.eta, churn=order.churn, callback=request.callback)
 
 
-class Diffusion(Method, Denoiser, Latent):
+class Diffusion(Method, Denoiser, Latent, Likelihood):
     """A trained network F on a Gaussian path. A family sets `path`, `kind` (what F predicts), `sampling` and `clip` before use, and adds
     `network`, `updates` and its loss.
 
@@ -77,6 +107,7 @@ class Diffusion(Method, Denoiser, Latent):
     sampling: Sampling
     clip: bool = True  # keep estimates of x0 in [-1, 1]
     sigma_data: float | None = None
+    num_images = 200
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -103,10 +134,10 @@ class Diffusion(Method, Denoiser, Latent):
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """E[x0 | x0 + sigma noise]: the network's prediction turned into x0."""
         s = (sigma.cpu() if sigma.device.type == "mps" else sigma).double()  # the path is in float64, which MPS lacks
-        t = self.path.t_of_ratio(s).clamp(max=self.path.t_max)
+        t = self.path.t_of_ratio(s).clamp(self.path.t_min, self.path.t_max)
         alpha, share, t, c_in = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t), t, self.c_in(t)))  # (B,)
         out = self.network(c_in[:, None, None, None] * x, t, cond).float()
-        x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share)
+        x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share, self.sigma_data or SIGMA_DATA)
         return x0.clamp(-1, 1) if self.clip else x0
 
     def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
@@ -115,8 +146,8 @@ class Diffusion(Method, Denoiser, Latent):
 
     def draw(self, request: Request) -> Tensor:
         """From noise to images by the requested solver; every sample has its own stream of noise."""
-        gens, shape = streams(request.seeds, "noise"), tuple(self.shape)
-        return self._from(noise(gens, shape, self.device), request, lambda: noise(gens, shape, self.device))
+        order = self.sampling.asked(request)
+        return drawn(self, guided(self, request.cond, order), order, request, tuple(self.shape), self.device)
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """The noise at the end of the path, (n, C, H, W)."""
@@ -124,12 +155,15 @@ class Diffusion(Method, Denoiser, Latent):
 
     def from_latents(self, z: Tensor, request: Request) -> Tensor:
         """The probability-flow ODE from that noise (deterministic: DDIM unless the request names another solver)."""
-        return self._from(z, replace(request, solver=request.solver or "ddim"), None)
-
-    def _from(self, first: Tensor, request: Request, fresh: Noise | None) -> Tensor:
-        """first: standard normal (B, C, H, W), the path's end."""
+        request = replace(request, solver=request.solver or "ddim")
         order = self.sampling.asked(request)
-        levels = self.sigmas(order.steps, order.solver, order.spacing)
-        x = first * (1 + float(levels[0]) ** 2) ** 0.5  # as noisy as data of unit variance are there
-        return solve(guided(self, request.cond, order), x, levels, order, fresh, request)
+        return from_noise(self, guided(self, request.cond, order), z, order, None, request)
 
+    def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
+        """Log-density of dequantized 8-bit images x in [-1, 1] along the probability-flow ODE, without labels; one probe, samples / 4 steps."""
+        steps, (low, high) = max(1, samples // 4), self.sigma_range
+        x = x + (2 * torch.rand(x.shape, generator=gen) - 1).to(x) / 255  # uniform over a level
+        probes, std = signs(1, tuple(x.shape), gen).to(x), (1 + high**2) ** 0.5
+        nats = ode_log_prob(lambda x, s: self.denoise(x, x.new_full((len(x),), s), Condition()), x, low, high, std=std, steps=steps, probes=probes)
+        of = f"density of uniformly dequantized 8-bit images at noise level {low:.3g}, without their labels"
+        return Score(nats, "estimate", of, math.log(2 / 255), f"ODE of {steps} steps, 1 probe")

@@ -76,11 +76,11 @@ def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
         case "few":
             return few(n, path.s_min, path.s_max)
         case "leading":
-            return leading_time(n, path.ratio, path.t_min, path.t_max)
+            return leading_time(n, path.ratio, path.t_min, path.t_top)
         case "linspace":
-            return linspace_time(n, path.ratio, path.t_min, path.t_max)
+            return linspace_time(n, path.ratio, path.t_min, path.t_top)
         case "time":
-            return uniform_time(n, path.ratio, path.t_max)
+            return uniform_time(n, path.ratio, path.t_top)
 
 
 def spacing_named(name: str) -> Spacing:
