@@ -221,7 +221,7 @@ def test_help_is_complete_and_typed(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "ddpm", "--data", "digits", "--out", "x", "--budget", "soon"), "10m"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--steps", "0"), "above 0"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--model.net.widht", "3"), "did you mean"),
-        (("train", "ddpm", "--data", "digits", "--out", "x", "--model.predict", "score"), "eps"),
+        (("train", "ddpm", "--data", "digits", "--out", "x", "--model.predict", "noise"), "eps"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--sise", "tiny"), "--size"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--data.resolution", "17", "--size", "tiny", "--data.multiple", "1"), "multiple"),
         (("train", "sdedit", "--data", "digits", "--out", "x"), "--parent base=RUN"),
