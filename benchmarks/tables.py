@@ -1,9 +1,10 @@
-"""Write the tables of speed and of MNIST from the newest results of speed.py and mnist.py into the pages that show them, between their markers.
+"""Write the tables of speed, of MNIST and of several processes from the newest results of speed.py, mnist.py and processes.py into the pages that show them, between their markers.
 
     python benchmarks/tables.py [--result benchmarks/results/DATE-speed.json] [--check]
 
 A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine;
-and the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->.
+the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table,
+and that of diffusion.py where it has diffusion:mnist.
 --check writes nothing and ends with status 1 where a page is not as it would be written.
 """
 
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md")
+GOALS = {"list": "under 0.6 s", "sample, from a tiny run": "under 3 s"}
 Result = dict[str, Any]
 
 
@@ -63,12 +65,24 @@ def loop(found: Result) -> str:
 
 
 def startup(found: Result) -> str:
-    """Wall-clock of short commands, and the memory of a run."""
-    rows = [[name, f"{seconds:.2f} s"] for name, seconds in found.get("startup", {}).items()]
+    """Wall-clock of short commands, and the memory of a run: at a tenth of its steps, at the end, at most."""
+    rows = [[name, f"{seconds:.2f} s", GOALS.get(name, "–")] for name, seconds in found.get("startup", {}).items()]
     if memory := found.get("memory"):
         for point in (memory[0], memory[-1]):
-            rows.append([f"resident after {point['step']:,} steps (ddpm, tiny)", f"{point['rss_mib']:,.0f} MiB"])
-    return table(["what", "measured"], rows)
+            rows.append([f"resident after {point['step']:,} steps (ddpm, tiny)", f"{point['rss_mib']:,.0f} MiB", "–"])
+        grown = memory[-1]["rss_mib"] / memory[0]["rss_mib"] - 1
+        rows.append(["the second beside the first", f"{grown:+.1%}", "flat"])
+        rows.append(["at most, in that run", f"{memory[-1]['peak_mib']:,.0f} MiB", "–"])
+    return table(["what", "measured", "goal"], rows)
+
+
+def processes(found: Result) -> str:
+    """Every recipe of processes.py, and the machine."""
+    rows = [[r["recipe"], str(r["batch"]), number(r["one"]), number(r["many"]), f"{r['ratio']:.2f}"] for r in found["rows"]]
+    m, s, many = found["machine"], found["settings"], found["rows"][0]["processes"]
+    head = ["recipe (small, 28 pixels)", "batch", f"one process, {many} threads, images/s", f"{many} processes, 1 thread each", "which is so many times as fast"]
+    where = f"{found['date']}, {m['processor']}, torch {m['torch']}; {s['rounds']} turns of {s['seconds']:g} s each; load average {m['load_before'][0]} before."
+    return f"{table(head, rows)}\n\n{where}"
 
 
 def machine(found: Result) -> str:
@@ -114,6 +128,19 @@ def mnist(found: Result) -> str:
     return table(head, rows)
 
 
+def diffusion(found: Result) -> str:
+    """Every recipe of diffusion.py, and its conditions."""
+    rows = []
+    for r in found["rows"]:
+        s = r["scores"]
+        rows.append([f"`{r['name']}`", f"{r['steps']:,}", f"{s['fd']['value']:.2f}", f"{s['accuracy']['value']:.1%}", f"{s['precision']['value']:.2f}", f"{s['recall']['value']:.2f}",
+                     f"{r['images_per_s']:,.0f}", number(r["sample_images_per_s"])])
+    head = ["recipe", "steps", "`fd`", "recognized as its label", "precision", "recall", "training images/s", "sampling images/s"]
+    first = found["rows"][0]
+    where = f"{found['date']}, {found['machine']}: {first['minutes']:g} min of training, {first['n']:,} samples (`fd` of as many real test images: {first['scores']['fd']['floor']:.2f}), one seed."
+    return f"{table(head, rows)}\n\n{where}"
+
+
 PARTS: dict[str, Callable[[Result], str]] = {"summary": summary, "training": training, "sampling": sampling, "loop": loop, "startup": startup, "machine": machine}
 
 
@@ -129,11 +156,15 @@ def newest(kind: str) -> Result | None:
     return json.loads(results[-1].read_text()) if results else None
 
 
-def fill(text: str, speed: Result | None, scores: Result | None) -> str:
+def fill(text: str, speed: Result | None, scores: Result | None, team: Result | None, models: Result | None) -> str:
     """The page with every marked part written anew for which there is a result."""
+    if models is not None:
+        text = put(text, "diffusion:mnist", lambda: diffusion(models))
     if speed is not None:
         for name, write in PARTS.items():
             text = put(text, f"speed:{name}", lambda write=write: write(speed))
+    if team is not None:
+        text = put(text, "processes:table", lambda: processes(team))
     return text if scores is None else put(text, "mnist:scores", lambda: mnist(scores))
 
 
@@ -143,12 +174,12 @@ def main() -> int:
     p.add_argument("--check", action="store_true")
     args = p.parse_args()
     speed = json.loads(args.result.read_text()) if args.result else newest("speed")
-    scores = newest("mnist")
+    scores, team, models = newest("mnist"), newest("processes"), newest("diffusion-mnist")
     stale = 0
     for page in PAGES:
         file = ROOT / page
         before = file.read_text(encoding="utf-8") if file.exists() else ""
-        after = fill(before, speed, scores)
+        after = fill(before, speed, scores, team, models)
         if after != before:
             stale += 1
             print(page)

@@ -14,7 +14,7 @@ import parallel_toys
 from pixelkiln.core.catalog import builtin
 from pixelkiln.core.files import write_json, write_tensors
 from pixelkiln.core.protocols import Method
-from pixelkiln.core.recipe import Stage
+from pixelkiln.core.recipe import EmaConfig, Stage
 from pixelkiln.core.rng import seed_all
 from pixelkiln.core.types import Ability, Condition, Request
 from pixelkiln.data import Feed, open_source
@@ -27,6 +27,7 @@ from pixelkiln.engine.where import Where
 STEPS = 20
 CASES = {name: (builtin()[name]("tiny").last, 2) for name in ("ddpm", "dcgan", "vae", "vae-mlp")}
 CASES |= {f"pair-{parts}": (parallel_toys.pair().last, parts) for parts in (2, 4, 6)} | {"plain": (parallel_toys.plain().last, 2)}
+CASES["power"] = (replace(parallel_toys.pair().last, train=replace(parallel_toys.pair().last.train, ema=EmaConfig(kind="power"))), 2)
 
 
 def trainer(stage: Stage, parts: int, where: Where) -> Trainer:

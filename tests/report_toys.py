@@ -128,7 +128,8 @@ def context(kind: type[Plain] = Everything, **changes: object) -> ReportContext:
     evaluation = {
         "metrics": [
             {"name": "fd", "value": 12.3456789, "better": "lower", "floor": 1.5, "protocol": protocol, "error": 0.123},
-            {"name": "precision", "value": 0.75, "better": "higher", "floor": None, "protocol": {**protocol, "k": 3}, "error": None},
+            {"name": "precision", "value": 0.75, "better": "higher", "floor": None, "protocol": {**protocol, "k": 3}, "error": None, "interval": None},
+            {"name": "recall", "value": 0.5, "better": "higher", "floor": None, "protocol": protocol, "error": 0.02, "interval": [0.4512, 0.551]},
         ],
         "warnings": ["fewer samples than <features>"],
     }

@@ -156,6 +156,7 @@ def test_a_method_that_copies_is_found_out():
 def test_metrics_show_floor_protocol_and_warnings():
     shown = Page(report.metrics_panel(context())).text
     assert "fd12.35 ± 0.121.5lower" in shown and "precision0.75–higherk 3" in shown
+    assert "recall0.5 ± 0.02 [0.4512, 0.551]–higher" in shown, "the interval where the evaluation has one"
     assert "Protocol of all scores: extractor classifier <a>, N 2,000, seed 0." in shown
     assert report.metrics_panel(context(evaluation=None)) == ""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from pixelkiln.processes import cosine_path, linear_path, to_x0
 from pixelkiln.solvers import SOLVERS, ddim, ddpm, dpmpp_2m, euler, heun, karras, log_linear, spaced
+from pixelkiln.solvers.spacing import Spacing
 
 MU = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64)
 VAR = torch.tensor([0.04, 0.5, 2.0], dtype=torch.float64)
@@ -41,15 +43,39 @@ def start(n: int = 1, s: float = 80.0, seed: int = 0) -> Tensor:
     return MU + (VAR + s**2).sqrt() * z
 
 
-@pytest.mark.parametrize(("run", "order"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
-@pytest.mark.parametrize("spacing", [karras, log_linear], ids=["karras", "loglinear"])
-def test_order_of_convergence(run: Callable[..., Tensor], order: int, spacing: Callable[..., Tensor]):
-    """The slope of log error over log n on a fixed interval [s_min, s_max]; the last step, to 0, is one exact map: x -> D(x, s_min)."""
-    x, s_min, s_max, counts = start(s=20), 0.05, 20.0, [64, 128, 256, 512]
+def graded(n: int, s_min: float, s_max: float) -> Tensor:
+    """Uniform in sqrt(log s): the first steps are short, so that a multistep solver's first steps, of lower order, do not show."""
+    share = torch.linspace(0, 1, n, dtype=torch.float64) ** 2
+    return torch.cat([torch.exp(np.log(s_max) + share * np.log(s_min / s_max)), share.new_zeros(1)])
+
+
+ORDERS = [
+    ("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp-2s", 2), ("dpmpp-3s", 3), ("dpmpp-2m", 2), ("dpmpp-3m", 3), ("unipc-1", 2), ("unipc-2", 3),
+    ("unipc", 4), ("deis", 4), ("lms", 4), ("ipndm", 2), ("rk45", 5),
+]  # fmt: skip
+
+
+def slope(name: str, spacing: Callable[..., Tensor], counts: list[int]) -> float:
+    """Of log error over log n on a fixed interval [s_min, s_max]; the last step, to 0, is one exact map: x -> D(x, s_min)."""
+    x, s_min, s_max = start(s=20), 0.05, 20.0
     exact = denoise(flow(x, s_max, s_min), s_min)
-    errors = [(run(denoise, x, spacing(n + 1, s_min, s_max)) - exact).abs().max().item() for n in counts]
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert slope == pytest.approx(order, abs=0.15), errors
+    errors = [(SOLVERS[name].run(denoise, x, spacing(n + 1, s_min, s_max)) - exact).abs().max().item() for n in counts]
+    return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+@pytest.mark.parametrize(("name", "order"), ORDERS, ids=[n for n, _ in ORDERS])
+def test_order_of_convergence(name: str, order: int):
+    """UniPC of order p is p + 1 once corrected; iPNDM's weights are those of equal steps, so it is 2 where steps are unequal."""
+    counts = [32, 64, 128] if name == "rk45" else [64, 128, 256]
+    spacings = (graded,) if name in ("deis", "lms", "dpmpp-3m") else (karras, log_linear, graded)
+    for spacing in spacings:
+        assert slope(name, spacing, counts) == pytest.approx(order, abs=0.2), spacing.__name__
+
+
+@pytest.mark.parametrize("name", ["deis", "dpmpp-3m"])
+def test_a_start_of_first_order_ends_in_second_order(name: str):
+    """Multistep solvers that begin with one Euler step of full length: its error, h^2, is what is left of theirs."""
+    assert slope(name, log_linear, [128, 256, 512]) == pytest.approx(2, abs=0.2)
 
 
 @pytest.mark.parametrize(("run", "tol"), [(euler, 6e-2), (heun, 1e-3), (dpmpp_2m, 1e-3)])
@@ -64,37 +90,44 @@ def moments(run: Callable[..., Tensor], sigmas: Tensor, **options: object) -> tu
     Row 0 is all zeros, row 1 has a unit start, row k + 2 a unit k-th draw.
     """
     n = len(sigmas) - 1
-    unit = torch.eye(n + 2, dtype=torch.float64)[..., None].expand(-1, -1, 3)  # (rows, which, 3)
-    draws = iter(range(2, n + 2))
+    unit = torch.eye(2 * n + 2, dtype=torch.float64)[..., None].expand(-1, -1, 3)  # (rows, which, 3)
+    draws = iter(range(2, 2 * n + 2))
     out = run(denoise, sigmas[0] * unit[:, 1], sigmas, noise=lambda: unit[:, next(draws)], **options)
     return out[0], (out[1:] - out[0]).square().sum(0)
 
 
 @pytest.mark.parametrize(
-    ("run", "options"),
+    ("name", "options", "order"),
     [
-        (ddpm, {}),
-        (ddpm, {"variance": "large"}),
-        (ddim, {"eta": 1.0}),
-        (ddim, {"eta": 0.5}),
-        (ddim, {"eta": 0.0}),
-        (heun, {}),
-        (dpmpp_2m, {}),
+        ("ddpm", {}, 1),
+        ("ddpm-large", {}, 1),
+        ("euler-ancestral", {}, 1),
+        ("ddim", {"eta": 1.0}, 1),
+        ("ddim", {"eta": 0.5}, 1),
+        ("ddim", {"eta": 0.0}, 1),
+        ("heun", {"churn": 0.0}, 2),
+        ("heun", {"churn": 40.0}, 2),
+        ("restart", {"steps": 40}, 2),  # steps within its interval, whose error n does not lessen
+        ("dpmpp-2m-sde", {}, 2),
+        ("dpmpp-sde", {}, 2),
+        ("unipc", {}, 2),
+        ("ipndm", {}, 2),
     ],
 )
-def test_final_mean_and_covariance(run: Callable[..., Tensor], options: dict[str, object]):
+def test_final_mean_and_covariance(name: str, options: dict[str, float], order: int):
     """Noise becomes N(mu, S) with many steps; twice as many leave half of a first-order solver's error."""
     path = cosine_path()
     error = {}
-    for n in (200, 400):
-        mean, var = moments(run, spaced(path, n, "loglinear"), **options)
-        assert torch.allclose(mean, MU, atol=5e-3)  # the flow from a finite s_max keeps sd / s_max of it
+    for n in (100, 200):
+        mean, var = moments(SOLVERS[name].run, spaced(path, n, "loglinear"), **options)
+        assert torch.allclose(mean, MU, atol=0.011)  # the flow from a finite s_max keeps sd / s_max of it
         error[n] = (var / VAR - 1).abs()
-    if run in (heun, dpmpp_2m):
-        assert (error[400] < 1e-3).all()
+    if order == 2:
+        assert (error[200] < 6e-3).all()
+        assert (error[200] < 0.35 * error[100] + 1.2e-3).all()  # s_min^2 / S = 1e-3 is lost in the step to 0
     else:
-        assert (error[400] < 0.03).all()
-        assert (error[400] < 0.55 * error[200]).all()
+        assert (error[200] < 0.06).all()
+        assert (error[200] < 0.55 * error[100]).all()
 
 
 def test_large_variance_is_larger():
@@ -104,7 +137,10 @@ def test_large_variance_is_larger():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mixture_of_two_gaussians(name: str):
-    """1-D data 0.3 N(-2, 0.1^2) + 0.7 N(1, 0.2^2): weights, means and widths come back; nothing lands in between."""
+    """1-D data 0.3 N(-2, 0.1^2) + 0.7 N(1, 0.2^2): weights, means and widths come back; nothing lands in between.
+
+    The step of the Langevin corrector is a norm over a sample's pixels, so there the draws are the pixels of one sample.
+    """
     w, m, c = (torch.tensor(v, dtype=torch.float64) for v in ([0.3, 0.7], [-2.0, 1.0], [0.1, 0.2]))
 
     def best(x: Tensor, s: float) -> Tensor:  # x (B, 1)
@@ -112,8 +148,10 @@ def test_mixture_of_two_gaussians(name: str):
         share = torch.softmax(w.log() - v.log() / 2 - (x - m) ** 2 / (2 * v), -1)  # (B, 2)
         return (share * (m + c**2 / v * (x - m))).sum(-1, keepdim=True)
 
-    x = 20 * torch.randn(2500, 1, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-    out = SOLVERS[name].run(best, x, karras(80, 5e-3, 20), noise=drawn(7, x), eta=1.0)
+    count = 10_000 if name.startswith("pc") else 2500
+    x = 20 * torch.randn(count, 1, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    x = x.view(1, -1) if name.startswith("pc") else x
+    out = SOLVERS[name].run(lambda x, s: best(x.view(-1, 1), s).view_as(x), x, karras(80, 5e-3, 20), noise=drawn(7, x), eta=1.0).view(-1, 1)
     left = out < -0.5
     assert left.double().mean().item() == pytest.approx(0.3, abs=0.035)
     assert out[left].mean().item() == pytest.approx(-2, abs=0.02)
@@ -123,9 +161,10 @@ def test_mixture_of_two_gaussians(name: str):
     assert ((out > -1.3) & (out < 0)).sum().item() < 5
 
 
-@pytest.mark.parametrize(("name", "spacing"), list(itertools.product(NAMES, ["karras", "time", "loglinear"])))
-def test_every_number_of_steps_is_finite_and_costs_what_it_says(name: str, spacing: str):
-    chosen, path, x = SOLVERS[name], cosine_path(), start(4, s=164).float()
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_steps_is_finite_and_costs_what_it_says(name: str):
+    """1 to 60 steps on every spacing, in both precisions; levels are floats, and positive."""
+    chosen, path = SOLVERS[name], cosine_path()
     calls: list[float] = []
 
     def counted(x: Tensor, s: float) -> Tensor:
@@ -133,14 +172,20 @@ def test_every_number_of_steps_is_finite_and_costs_what_it_says(name: str, spaci
         calls.append(s)
         return denoise(x, s)
 
-    for n in range(1, 61):
+    for dtype, spacing, n in itertools.product((torch.float32, torch.float64), get_args(Spacing), range(1, 61)):
+        if dtype == torch.float64 and n not in (1, 2, 3, 4, 5, 8, 14, 15, 16, 33, 60):
+            continue
         calls.clear()
-        out = chosen.run(counted, x, spaced(path, n, spacing), noise=drawn(8, x), eta=0.7)
-        assert out.dtype == torch.float32
-        assert torch.isfinite(out).all(), n
-        assert out.abs().max() < 2 * x.abs().max(), n
-        assert len(calls) == chosen.evaluations(n)
+        sigmas = spaced(path, n, spacing)
+        x = start(4, s=float(sigmas[0])).to(dtype)
+        out = chosen.run(counted, x, sigmas, noise=drawn(8, x), eta=0.7, churn=10.0)
+        assert out.dtype == dtype
+        assert torch.isfinite(out).all(), (spacing, n)
+        assert out.abs().max() < 2 * x.abs().max() + 4, (spacing, n)
+        assert len(calls) == chosen.evaluations(n) or (chosen.adaptive and len(calls) > chosen.evaluations(n) and len(calls) % 6 == 1)
         assert min(calls) > 0
+        if chosen.evaluations(n) == n and name != "rk45":
+            assert calls == sigmas[:-1].tolist()  # the levels of the list, never others that are near them
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -256,17 +301,24 @@ def test_dpmpp_2m_is_the_papers_algorithm(n: int, spacing: Callable[..., Tensor]
     assert torch.allclose(ours, x, rtol=1e-9, atol=1e-9)
 
 
-def test_heun_is_algorithm_1():
-    """Karras et al. 2022, algorithm 1, line by line."""
-    x, s = start(8), karras(9, 0.002, 80).tolist()
-    y = x
+@pytest.mark.parametrize("churn", [0.0, 2.0, 40.0])
+def test_heun_is_algorithms_1_and_2(churn: float):
+    """Karras et al. 2022, line by line: noise is added at levels in [S_min, S_max] = [0.05, 50] only."""
+    x, now = start(8), karras(9, 0.002, 80).tolist()
+    y, s, draw = x, list(now), drawn(17, x)
     for i in range(9):
+        gamma = min(churn / 9, 2**0.5 - 1) if 0.05 <= s[i] <= 50 else 0.0
+        if gamma:
+            up = s[i] + gamma * s[i]
+            y = y + (up**2 - s[i] ** 2) ** 0.5 * 1.003 * draw()
+            s[i] = up
         d = (y - denoise(y, s[i])) / s[i]
         z = y + (s[i + 1] - s[i]) * d
         if s[i + 1] != 0:
             z = y + (s[i + 1] - s[i]) * (d / 2 + (z - denoise(z, s[i + 1])) / s[i + 1] / 2)
         y = z
-    assert torch.allclose(heun(denoise, x, torch.tensor(s, dtype=torch.float64)), y, rtol=1e-10, atol=1e-10)
+    ours = heun(denoise, x, torch.tensor(now, dtype=torch.float64), noise=drawn(17, x), churn=churn, s_noise=1.003)
+    assert torch.allclose(ours, y, rtol=1e-10, atol=1e-10)
 
 
 def test_a_clipped_estimate_is_used_for_the_direction_too():
@@ -284,6 +336,10 @@ def test_stochastic_solvers_ask_for_noise_and_all_for_falling_levels():
     for run, eta in ((ddpm, 0.0), (ddim, 0.5)):
         with pytest.raises(ValueError, match="noise"):
             run(denoise, x, karras(3, 0.1, 10), eta=eta)
+    for name in NAMES:
+        if SOLVERS[name].stochastic:
+            with pytest.raises(ValueError, match="noise"):
+                SOLVERS[name].run(denoise, x, karras(9, 0.1, 10), eta=0.5, churn=1.0)
     with pytest.raises(ValueError, match="eta"):
         ddim(denoise, x, karras(3, 0.1, 10), eta=1.5)
     for bad in ([1.0, 0.5], [1.0, 1.0, 0.0], [0.5, 1.0, 0.0], [0.0]):

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from typing import get_args
+
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 
 from pixelkiln.core.types import Condition, UserError
 from pixelkiln.processes import GaussianPath, cosine_path, linear_path, to_x0
-from pixelkiln.solvers import SOLVERS, classifier_free, heun, karras, log_linear, solver, spaced, uniform_time
+from pixelkiln.solvers import (
+    SOLVERS,
+    classifier_free,
+    euler,
+    few,
+    heun,
+    karras,
+    leading_time,
+    linspace_time,
+    log_linear,
+    solver,
+    spaced,
+    uniform_time,
+)
+from pixelkiln.solvers.few import cost
 from pixelkiln.solvers.guidance import joined
+from pixelkiln.solvers.spacing import Spacing
 
 
 @pytest.mark.parametrize("path", [linear_path(), cosine_path()], ids=lambda p: p.name)
-@pytest.mark.parametrize("spacing", ["karras", "time", "loglinear"])
+@pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_levels_for_every_number_of_steps(path: GaussianPath, spacing: str):
     s_max, s_min = path.s_max, path.s_min
     for n in (*range(1, 65), *range(65, 1001, 17)):
@@ -22,7 +42,7 @@ def test_levels_for_every_number_of_steps(path: GaussianPath, spacing: str):
         assert s.dtype == torch.float64
         assert s[-1] == 0
         assert s.diff().max() < 0
-        assert abs(s[0] / s_max - 1) < 1e-12  # trailing: the highest noise is always there
+        assert abs(s[0] / s_max - 1) < 1e-12 or (spacing == "leading" and s[0] < s_max)  # trailing: the highest noise is always there
         assert s[-2] > s_min * (1 - 1e-9)
 
 
@@ -41,12 +61,56 @@ def test_log_linear_and_uniform_time():
             make()
 
 
+def test_leading_and_linspace_are_the_tables_of_steps():
+    """Of 1000 steps: leading arange(N) (T // N), linspace both ends, trailing without the end at 0; t = (step + 1) / T."""
+    leading = leading_time(50, lambda t: t, 1 / 1000, 1 + 1 / 1000)
+    assert leading[:-1].tolist() == pytest.approx([(k * 20 + 1) / 1000 for k in range(49, -1, -1)])
+    linspace = linspace_time(5, lambda t: t, 1 / 1000, 1.0)
+    assert linspace[:-1].tolist() == pytest.approx([(k + 1) / 1000 for k in np.linspace(999, 0, 5)])
+
+
+def total(levels: Tensor) -> float:
+    return float(cost(levels[:-1], levels[1:]).sum())
+
+
+def test_few_levels_are_a_shortest_path():
+    """All pairs of two levels in between, at the resolution of the grid; and real-valued ones found by SciPy are hardly better."""
+    s_min, s_max = cosine_path().s_min, cosine_path().s_max
+    grid = torch.exp(torch.linspace(math.log(s_max), math.log(s_min), 400, dtype=torch.float64)).clamp(s_min, s_max)
+    zero = torch.zeros(1, dtype=torch.float64)
+    pairs = cost(grid[:1], grid)[:, None] + cost(grid[:, None], grid[None]) + cost(grid, zero)[None]
+    pairs = pairs + torch.full_like(pairs, math.inf).tril().nan_to_num(0.0, posinf=math.inf)
+    a, b = divmod(int(pairs.argmin()), 400)
+    assert few(3, s_min, s_max).tolist() == pytest.approx([s_max, float(grid[a]), float(grid[b]), 0])
+    ours = few(6, s_min, s_max)
+
+    def free(logs: np.ndarray) -> float:
+        return total(torch.cat([ours[:1], torch.from_numpy(np.sort(np.exp(logs))[::-1].copy()), zero]))
+
+    best = scipy.optimize.minimize(free, np.log(ours[1:-1].numpy()), method="Nelder-Mead", options={"maxiter": 600})
+    assert best.fun > 0.999 * total(ours)
+
+
+@pytest.mark.parametrize("n", [2, 5, 10, 20, 21, 60])
+def test_few_levels_cost_least_and_the_cost_is_eulers(n: int):
+    """The loss of standard deviation that Euler's method shows on Gaussian data, averaged over octaves, is the sum of costs."""
+    path = linear_path()
+    costs = {spacing: total(spaced(path, n, spacing)) for spacing in get_args(Spacing) if spacing != "leading"}
+    assert min(costs, key=lambda k: costs[k]) == "few"
+    s = spaced(path, n, "few")
+    c = torch.exp(torch.linspace(math.log(0.05), math.log(10), 32, dtype=torch.float64))
+    out = euler(lambda x, v: c**2 / (c**2 + v**2) * x, (c**2 + s[0] ** 2).sqrt()[None], s)
+    assert float((c / out[0]).log().mean()) == pytest.approx(costs["few"], rel=1e-9)
+
+
 def test_names():
-    assert set(SOLVERS) == {"ddpm", "ddim", "euler", "heun", "dpmpp-2m"}
     assert solver("heun").run is heun
     assert solver("heun").evaluations(10) == 19
-    assert {n for n in SOLVERS if SOLVERS[n].stochastic} == {"ddpm", "ddim"}
+    assert {n for n in SOLVERS if not SOLVERS[n].stochastic} == {
+        *("deis", "dpmpp-2m", "dpmpp-2s", "dpmpp-3m", "dpmpp-3s", "euler", "ipndm", "lms", "rk45", "unipc", "unipc-1", "unipc-2"),
+    }
     assert [n for n in SOLVERS if SOLVERS[n].eta] == ["ddim"]
+    assert [n for n in SOLVERS if SOLVERS[n].churn] == ["heun"]
     with pytest.raises(UserError, match="dpmpp-2m"):
         solver("dpm++2m")
     with pytest.raises(UserError, match="euler"):

@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the samples and of the metrics' subsets")
     parser.add_argument("--label", metavar="K", help="classes of the samples; default: as in the training data")
     parser.add_argument("--json", metavar="F", type=Path, help="write the scores with their protocol here, too")
-    parser.add_argument("--iw", type=whole, default=100, metavar="K", help="importance samples for a likelihood that is a bound")
+    parser.add_argument("--iw", type=whole, default=100, metavar="K", help="importance samples or network evaluations an image for a likelihood that is not exact")
     parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
     add_access(parser)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..core.errors import UserError
 from .options import add_machine, parents, whole
-from .sample import fitted
 
 __all__ = ["add", "run"]
 
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix not in (".png", ".gif"):
         raise UserError(f"--out {args.out}: write .png (a strip) or .gif (an animation)")
     trained = load(args.run, args.device, args.precision, args.recipe, parents(args.parent), args.layout, args.threads)
-    ends = (fitted(args.images[0], trained.method), fitted(args.images[1], trained.method)) if args.images else None
+    ends = (trained.pictures(args.images[0])[0], trained.pictures(args.images[1])[0]) if args.images else None
     frames = trained.interpolate(args.frames, args.seed, args.to_seed, args.label, ends, args.path)
     if args.out.suffix == ".gif":
         there_and_back = [*frames, *frames.flip(0)[1:-1]]

@@ -14,6 +14,8 @@ from ..core.listing import listing
 
 __all__ = ["add", "rows", "run"]
 
+CONDITIONS = ("label", "text", "source", "mask", "layout", "domain", "coords")  # of what a recipe takes, the knobs of sampling left out
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of `list`."""
@@ -37,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
         return 0
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("recipe", "family", "takes", "likelihood", "measured", "paper"):
+    for column in ("recipe", "family", "conditions", "likelihood", "measured", "paper"):
         table.add_column(column, no_wrap=column in ("recipe", "family"), overflow="fold")
     for r in found:
         can = r["can"]
         assert isinstance(can, list) and isinstance(r["takes"], list) and isinstance(r["measured"], list)
-        table.add_row(str(r["recipe"]), str(r["family"]), ", ".join(r["takes"]) or "–", "yes" if "likelihood" in can else "–",
+        table.add_row(str(r["recipe"]), str(r["family"]), ", ".join(c for c in CONDITIONS if c in r["takes"]) or "–", "yes" if "likelihood" in can else "–",
                       "; ".join(r["measured"]), " ".join(str(r["paper"]).split(", ")[-2:]))
     console = Console()
     console.print(table, width=max(console.width, 110) if not console.is_terminal else None)

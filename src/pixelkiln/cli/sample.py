@@ -13,11 +13,10 @@ from .options import add_machine, bounds, parents, whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..core.protocols import Method
     from ..core.types import Request
     from ..engine.sample import Trained
 
-__all__ = ["add", "add_knobs", "fitted", "knobs", "run", "write"]
+__all__ = ["add", "add_knobs", "knobs", "run", "write"]
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=whole, default=64, metavar="N", help="number of images")
     parser.add_argument("--label", metavar="K", help="class by number or name, several with commas, or all; default: as in the training data")
     parser.add_argument("--text", metavar="T", help="a caption")
-    parser.add_argument("--source", metavar="IMG", type=Path, help="an image to start from")
+    parser.add_argument("--source", metavar="IMG|DIR", type=Path, help="an image to start from, or a folder of them, in turn")
     parser.add_argument("--mask", metavar="IMG", type=Path, help="white where the source is to be redrawn, black where it is kept")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
     parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
@@ -60,18 +59,6 @@ def knobs(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def fitted(path: Path, method: Method, channels: int | None = None) -> Tensor:
-    """A source image in the method's shape (center crop, antialiased); or with so many channels."""
-    from ..core.images import read_image
-    from ..core.recipe import DataConfig
-    from ..data.prepare import prepare
-
-    shape = method.shape
-    if shape.height != shape.width:
-        raise UserError(f"{path}: this run is not square; give a source of exactly {shape.width}x{shape.height} pixels")
-    return prepare(read_image(path)[None], DataConfig(resolution=shape.height, channels=channels or shape.channels))[0]
-
-
 def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, ...], columns: int | None = None) -> None:
     """Images uint8 (N, C, H, W) as the name of `out` says."""
     from ..core.images import grid, save_png
@@ -91,8 +78,8 @@ def write(images: Tensor, out: Path, labels: Tensor | None, classes: tuple[str, 
 
 def request_of(args: argparse.Namespace, trained: Trained) -> Request:
     """The order that the arguments say."""
-    source = fitted(args.source, trained.method) if args.source else None
-    mask = fitted(args.mask, trained.method, 1) if args.mask else None
+    source = trained.pictures(args.source) if args.source else None
+    mask = trained.pictures(args.mask, channels=1)[0] if args.mask else None
     return trained.request(args.n, args.seed, args.label, args.text, source, mask, **knobs(args))
 
 

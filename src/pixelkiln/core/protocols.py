@@ -159,20 +159,31 @@ class Latent(ABC):
 
 @dataclass(frozen=True)
 class Score:
-    """Log-likelihood of images, nats (B,), and what it means: `kind` ("exact", "bound"), `of` (what is modelled, in words), and the
-    constant `per_dim` (nats per dimension) that turns it into a probability of 8-bit images, None where that makes no sense."""
+    """Log-likelihood of images, nats (B,), and what it means: `kind` ("exact", "bound", "estimate"), `of` (what is modelled, in words), the
+    constant `per_dim` (nats per dimension) that turns it into a probability of 8-bit images, None where that makes no sense, and `how`
+    many samples or steps gave it, in words."""
 
     nats: Tensor
     kind: str
     of: str
     per_dim: float | None = 0.0
+    how: str = ""
 
 
 class Likelihood(ABC):
-    """log p(x) of images in [-1, 1]; `samples` is the number of importance samples where it is a bound."""
+    """log p(x) of images in [-1, 1]; `samples` is the number of importance samples, or of network evaluations an image, where it is not exact.
+
+    num_images: how many test images an evaluation takes, so that it stays a matter of a minute.
+    """
+
+    num_images: int = 1000
 
     @abstractmethod
     def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score: ...
+
+    def terms(self, x: Tensor, samples: int, gen: torch.Generator) -> Tensor:
+        """Where it is a sum over the steps of a chain: steps and the mean nats of each, (K, 2); else (0, 2)."""
+        return x.new_zeros(0, 2)
 
 
 def describe(method: type[Method]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .images import ImageSet, Split
 from .loader import Feed
 from .npz import write_npz
+from .pictures import pictures
 from .sources import open_source
 from .stream import Streamed
 
-__all__ = ["Feed", "ImageSet", "Split", "Streamed", "open_source", "write_npz"]
+__all__ = ["Feed", "ImageSet", "Split", "Streamed", "open_source", "pictures", "write_npz"]

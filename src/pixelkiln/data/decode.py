@@ -23,7 +23,7 @@ from ..core.images import color, flatten
 from ..core.recipe import DataConfig
 from ..core.types import UserError
 from .encoded import Encoded
-from .prepare import inner_size, prepare, size_for, surround
+from .prepare import inside, prepare, size_for, surround
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Encoded", "decode", "decode_all", "native_size"]
 
@@ -33,27 +33,28 @@ MAX_PIXELS = 64_000_000
 CHUNK = 64  # images of one task of a thread
 
 
-def decode(item: Encoded, config: DataConfig) -> np.ndarray[Any, Any]:
+def decode(item: Encoded, config: DataConfig, size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
     """One image as uint8 (H, W, C), C = 1 or 3: upright (EXIF), on the background where transparent, and brought to a resolution.
 
-    Of an animation, the first picture.
+    size: height and width that take the place of the configuration's resolution, square or not. Of an animation, the first picture.
     Errors: `UserError` where it is no image, of another format, broken, or larger than MAX_BYTES or MAX_PIXELS.
     """
     where, source = item
     if isinstance(source, Path) and not source.is_file():  # a pipe or a device would be read without end
         raise UserError(f"{where} is not a file: remove it")
     try:
-        size = source.stat().st_size if isinstance(source, Path) else len(source) if isinstance(source, bytes) else source.size
-        if size > MAX_BYTES:
+        length = source.stat().st_size if isinstance(source, Path) else len(source) if isinstance(source, bytes) else source.size
+        if length > MAX_BYTES:
             raise UserError(f"{where} has more than {MAX_BYTES // 2**20} MiB: make it smaller")
         data = source if isinstance(source, Path | bytes) else source.read()
         with Image.open(BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if config.resolution is not None:
-                side = 3 * size_for(image.height, image.width, config)[0]
-                image.draft(None, (side, side))  # a JPEG is decoded at 1/2, 1/4 or 1/8, still 3 times too large
-            return _sized(flatten(image, config.channels, color(config.background)), config)
+            if size is None and config.resolution is not None:
+                size = size_for(image.height, image.width, config)
+            if size is not None:
+                image.draft(None, (3 * max(size), 3 * max(size)))  # a JPEG is decoded at 1/2, 1/4 or 1/8, still 3 times too large
+            return _sized(flatten(image, config.channels, color(config.background)), config, size)
     except UserError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -77,18 +78,20 @@ def native_size(item: Encoded) -> tuple[int, int] | None:
         return None
 
 
-def _sized(image: Image.Image, config: DataConfig) -> np.ndarray[Any, Any]:
-    """A flat image as uint8 (H, W, C) at the size that `config` asks for; as it is where it sets no resolution."""
+def _sized(image: Image.Image, config: DataConfig, size: tuple[int, int] | None) -> np.ndarray[Any, Any]:
+    """A flat image as uint8 (H, W, C) of height and width `size`, fitted as `config` says; as it is where there is none."""
     width, height = image.size
-    target = inner = (height, width)
-    if config.resolution is not None:
-        target, inner = size_for(height, width, config), inner_size(height, width, config)
-        if config.fit == "crop" and width != height:
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        if image.size != inner[::-1]:
-            image = image.resize(inner[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
+    target = inner = size or (height, width)
+    if config.fit == "crop":  # the largest window of the target's aspect ratio
+        scale = max(target[0] / height, target[1] / width)
+        high, wide = max(1, round(target[0] / scale)), max(1, round(target[1] / scale))
+        left, top = (width - wide) // 2, (height - high) // 2
+        if (high, wide) != (height, width):
+            image = image.crop((left, top, left + wide, top + high))
+    else:
+        inner = inside(height, width, target)
+    if image.size != inner[::-1]:
+        image = image.resize(inner[::-1], Image.Resampling.BICUBIC, reducing_gap=3.0)
     pixels = np.asarray(image)
     pixels = pixels if pixels.ndim == 3 else pixels[..., None]
     if inner == target:

@@ -11,7 +11,7 @@ from ..core.images import color, luma
 from ..core.recipe import DataConfig
 from ..core.types import UserError
 
-__all__ = ["check_config", "inner_size", "prepare", "resize", "size_for", "surround", "to_channels"]
+__all__ = ["check_config", "inner_size", "inside", "prepare", "resize", "size_for", "surround", "to_channels"]
 
 FITS = ("crop", "letterbox", "pad")
 CHUNK = 2**24  # scalars that are resized at once, which bounds the memory for floats
@@ -54,6 +54,11 @@ def inner_size(height: int, width: int, config: DataConfig) -> tuple[int, int]:
     target = size_for(height, width, config)
     if config.resolution is None or config.fit == "crop":
         return target
+    return inside(height, width, target)
+
+
+def inside(height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+    """The largest size of the aspect ratio of height x width, to the nearest pixel, within the target."""
     scale = min(target[0] / height, target[1] / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 

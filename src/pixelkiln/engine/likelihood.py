@@ -14,17 +14,14 @@ from .where import Where
 
 __all__ = ["likelihood"]
 
-LIMIT = 1000  # test images, so that a bound with many importance samples stays a matter of a minute
-
-
 @torch.no_grad()
 def likelihood(method: Method, test: ImageSet, samples: int, seed: int, where: Where, batch: int = 100) -> dict[str, Any]:
     """Mean over test images of -log p(x): nats per image, and bits per dimension nats / (D ln 2) - per_dim / ln 2 where that makes sense.
 
-    samples: importance samples where it is a bound (Burda et al. 2016). Every image counts, the last short batch included. In fp32.
+    samples: importance samples or network evaluations where it is not exact. Every image counts, the last short batch included. In fp32.
     """
     assert isinstance(method, Likelihood)
-    num = min(LIMIT, len(test))
+    num = min(method.num_images, len(test))
     x = test.images[:num].float().to(where.device) / 127.5 - 1  # (N, C, H, W)
     gen = generator(seed, "likelihood")
     scores = [method.log_prob(x[i : i + batch], samples, gen) for i in range(0, num, batch)]
@@ -33,5 +30,4 @@ def likelihood(method: Method, test: ImageSet, samples: int, seed: int, where: W
     found: dict[str, Any] = {"nats": round(-float(nats.mean()), 4), "nats standard error": round(float(nats.std() / math.sqrt(num)), 4)}
     if first.per_dim is not None:
         found["bits/dim"] = round(-(float(nats.mean()) / method.shape.numel + first.per_dim) / math.log(2), 4)
-    kind = "exact" if first.kind == "exact" else f"{first.kind}, {samples} importance samples"
-    return found | {"of": first.of, "kind": kind, "N": num}
+    return found | {"of": first.of, "kind": ", ".join(filter(None, (first.kind, first.how))), "N": num}

@@ -132,7 +132,10 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     report = Report((*report.results, *more), report.warnings)
     nats: dict[str, Any] = {}
     if isinstance(trained.method, Likelihood) and not ask.metrics:
-        nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
+        try:
+            nats = likelihood(trained.method, own[1], ask.importance, ask.seed, trained.where)
+        except UserError as e:  # a net that never lost a label in training says nothing about images without one
+            log.say(f"no likelihood: {e}")
     found = Measured(report, nats)
     if not ask.usual or source is not None or trained.ema_std is not None:
         return found

@@ -74,6 +74,8 @@ def evaluation_of(run: Run) -> dict[str, Any] | None:
         for name, kind in {"name": str, "value": float, "better": str, "floor": float | None, "protocol": Mapping[str, Any], "error": float | None}.items():
             for m in metrics:
                 from_json(kind, m[name], f"{file}: {name}")
+        for m in metrics:
+            from_json(tuple[float, float] | None, m.get("interval"), f"{file}: interval")
         from_json(tuple[str, ...], found["warnings"], f"{file}: warnings")
         return dict(found)
     raise UserError(f"{file} is not an evaluation of ours: remove it, or run 'pixelkiln evaluate' again")

@@ -119,7 +119,8 @@ def curves_panel(context: ReportContext) -> str:
 
 
 def metrics_panel(context: ReportContext) -> str:
-    """Scores beside the real test split's own score (the floor), with the protocol: what all scores share once, the rest by score."""
+    """Scores with their errors and intervals of 95 %, beside the real test split's own score (the floor), with the protocol: what all scores
+    share once, the rest by score."""
     if not context.evaluation or not context.evaluation["metrics"]:
         return ""
     metrics = context.evaluation["metrics"]
@@ -132,6 +133,8 @@ def metrics_panel(context: ReportContext) -> str:
     rows = ""
     for m in metrics:
         value = number(m["value"]) + ("" if m["error"] is None else f" ± {m['error']:.2g}")
+        if span := m.get("interval"):
+            value += f" <small>[{number(span[0])}, {number(span[1])}]</small>"
         own = listed({k: v for k, v in m["protocol"].items() if k not in shared})
         cells = f'<td class="n">{value}</td><td class="n">{number(m["floor"])}</td><td>{escape(m["better"])}</td><td>{own}</td>'
         rows += f"<tr><th>{escape(m['name'])}</th>{cells}</tr>"

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..core.config import nearest
-from ..core.images import to_uint8
+from ..core.images import from_uint8, to_uint8
 from ..core.protocols import Codec, Latent, Method
 from ..core.rng import generator, key
 from ..core.types import Ability, Condition, Request, UserError
+from ..data import pictures
 from .build import Opened, load_method
 from .where import Where
 
@@ -125,6 +126,14 @@ class Trained:
         """Names of the classes of its training data."""
         return self.opened.info.classes
 
+    def pictures(self, path: Path | str, channels: int | None = None) -> Tensor:
+        """An image file, or the images below a folder, uint8 (N, C, H, W), prepared as the training images were; or with so many channels.
+
+        Errors as `data.pictures`.
+        """
+        shape = replace(self.method.shape, channels=channels or self.method.shape.channels)
+        return pictures(Path(path), shape, self.opened.stage.data)
+
     def condition(self, seeds: Sequence[int], label: Any = None, text: str | None = None, source: Tensor | None = None,
                   mask: Tensor | None = None) -> Condition:
         """The condition of n samples; labels are drawn as in the training data where none are asked for."""
@@ -137,7 +146,8 @@ class Trained:
         if text is not None:
             found["text"] = (text,) * n
         if source is not None:
-            found["source"] = (source.float() / 127.5 - 1).expand(n, -1, -1, -1) if source.ndim == 3 else source.float() / 127.5 - 1
+            several = from_uint8(source if source.ndim == 4 else source[None])
+            found["source"] = several.expand(n, -1, -1, -1) if len(several) == 1 else several[torch.arange(n) % len(several)]
         if mask is not None:
             found["mask"] = (mask > 127).float().expand(n, -1, -1, -1)
         return Condition(**found)
@@ -150,7 +160,7 @@ class Trained:
 
     def sample(self, num: int = 64, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, batch: int = 250,
                done: Callable[[int], None] | None = None, **knobs: Any) -> Tensor:
-        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; source: uint8 (C, H, W) or (num, C, H, W)."""
+        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; source: uint8 (C, H, W) or several, in turn."""
         return generate(self.method, self.request(num, seed, label, text, source, **knobs), self.where, batch, done)
 
     @torch.no_grad()

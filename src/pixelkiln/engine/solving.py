@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.protocols import Denoiser
 from ..core.types import Ability, UserError
 from ..solvers import SOLVERS, solver
+from .charts import number
 from .plots import plot
 from .sample import Trained
 from .sweep import Row, Sweep, markdown
@@ -16,6 +17,7 @@ from .sweep import Row, Sweep, markdown
 __all__ = ["EVALUATIONS", "Setting", "compare", "known", "refuse_without_solver", "settings", "show", "steps_within"]
 
 EVALUATIONS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
+ADAPTIVE = 2  # steps of a solver that halves them as it needs: from the highest level to the lowest, and to the image
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,29 @@ def steps_within(name: str, budget: int) -> int | None:
 
 
 def compare(sweep: Sweep, lines: Sequence[Setting], budgets: Sequence[int]) -> dict[Setting, dict[int, Row]]:
-    """The row of each setting for each budget of evaluations that suffices for a step; each number of steps is measured once."""
+    """The row of each setting for each budget of evaluations that suffices for a step; each number of steps is measured once.
+
+    An adaptive solver has one row, of ADAPTIVE steps, for every budget that covers what it took.
+    """
     found: dict[Setting, dict[int, Row]] = {line: {} for line in lines}
     for budget in budgets:
         for line in lines:
-            steps = steps_within(line.solver, budget)
+            steps = ADAPTIVE if solver(line.solver).adaptive else steps_within(line.solver, budget)
             if steps is not None:
                 key = {"solver": line.solver, "steps": steps, "guidance": line.guidance, "spacing": line.spacing}
                 found[line][budget] = sweep.row(key, steps=steps, **line.knobs)
     return found
 
 
-def show(sweep: Sweep, found: dict[Setting, dict[int, Row]], budgets: Sequence[int]) -> tuple[str, str]:
+def show(sweep: Sweep, found: Mapping[Setting, Mapping[int, Row]], budgets: Sequence[int]) -> tuple[str, str]:
     """The tables (Markdown, one a score) and the plot (SVG) of the first score."""
     tables = []
     for name in sweep.names:
-        cells = [[str(line), *(None if b not in rows else round(rows[b][name], 4) for b in budgets)] for line, rows in found.items()]
-        tables.append(f"{sweep.caption(name)}. Columns: at most so many evaluations of the network.\n\n" + markdown(["solver", *map(str, budgets)], cells))
+        cells = [[str(line), *(round(rows[b][name], 4) if b in rows and rows[b]["evaluations"] <= b else None for b in budgets)]
+                 for line, rows in found.items()]
+        free = [(line, next(iter(rows.values()))) for line, rows in found.items() if solver(line.solver).adaptive]
+        own = "".join(f" {line} chooses their number itself: {number(row['evaluations'])} for {number(round(row[name], 4))}." for line, row in free)
+        tables.append(f"{sweep.caption(name)}. Columns: at most so many evaluations of the network.{own}\n\n" + markdown(["solver", *map(str, budgets)], cells))
     first = sweep.names[0]
     lines = {str(line): sorted({(float(r["evaluations"]), float(r[first])) for r in rows.values()}) for line, rows in found.items() if rows}
     return "\n".join(tables), plot(sweep.caption(first), lines, "evaluations of the network", sweep.floor[first], log_x=True)

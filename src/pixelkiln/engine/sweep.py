@@ -73,7 +73,7 @@ class Sweep:
             raise UserError(f"{self.file} holds no scores of ours: choose another --out")
         for name, value in about.items():
             if found["about"].get(name) != value:
-                raise UserError(f"{self.file} holds scores of another {name}: choose another --out, or remove it")
+                raise UserError(f"{self.file} holds scores of {'other' if name in ('metrics', 'knobs', 'weights') else 'another'} {name}: choose another --out, or remove it")
         self.rows = found["rows"]
 
     def row(self, key: Row, prepare: Callable[[], None] = lambda: None, **knobs: Any) -> Row:

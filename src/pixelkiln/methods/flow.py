@@ -44,7 +44,7 @@ class FlowConfig:
     shift: float = 1.0  # towards the noise; above 1 for images of more than 64 pixels
     drop: float = 0.1  # share of samples that lose their label
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
-    sampling: Sampling = field(default_factory=lambda: Sampling("heun", 12))
+    sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))
 
 
 @final

@@ -46,7 +46,7 @@ class SDEConfig:
     dim: int = 256  # of the vector that carries time and class
     drop: float = 0.1  # share of samples that lose their label
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
-    sampling: Sampling = field(default_factory=lambda: Sampling("pc-vp", 100))
+    sampling: Sampling = field(default_factory=lambda: Sampling("pc-vp", 100, guidance=1.25))
 
 
 @final
@@ -91,7 +91,8 @@ def _recipe(size: Size, equation: Literal["vp", "subvp", "ve"], solver: str, sum
         small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
         base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=4, attention=(1,), dropout=0.1),
     )
-    model = SDEConfig(equation, net, by_size(size, tiny=32, small=256, base=512), sampling=Sampling(solver, by_size(size, tiny=10, small=100, base=1000)))
+    steps = by_size(size, tiny=10, small=50, base=1000) if solver.startswith("pc") else 18
+    model = SDEConfig(equation, net, by_size(size, tiny=32, small=256, base=512), sampling=Sampling(solver, steps, guidance=1.25))
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=1_000_000),
         batch=by_size(size, tiny=32, small=64, base=128),

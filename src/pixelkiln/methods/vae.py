@@ -183,7 +183,7 @@ class VAE(Method, Codec, Latent, Likelihood):
             "gaussian": "density of uniformly dequantized 8-bit images",
             "logistic": "8-bit images",
         }
-        return Score(vi.importance_bound(torch.cat(parts)), "bound", of[self.config.likelihood], self.per_dim)
+        return Score(vi.importance_bound(torch.cat(parts)), "bound", of[self.config.likelihood], self.per_dim, f"{samples} importance samples")
 
     def _log_weights(self, x: Tensor, mean: Tensor, log_var: Tensor, k: int, gen: torch.Generator) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) for k samples z of q(z|x), (k, B)."""

@@ -5,6 +5,7 @@ Legend: x noisy images in variance-exploding coordinates (B, C, H, W), s noise l
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.protocols import Denoiser, Latent, Method
+from ..core.protocols import Denoiser, Latent, Likelihood, Method, Score
 from ..core.rng import noise, streams
 from ..core.types import Ability, Condition, Request, UserError
 from ..processes import SIGMA_DATA, GaussianPath, Kind, to_x0
@@ -20,6 +21,7 @@ from . import SOLVERS, solver, spaced
 from .brownian import Brownian
 from .contract import Denoise, Noise
 from .guidance import classifier_free, null_of, thresholded
+from .likelihood import ode_log_prob, signs
 from .spacing import spacing_named
 
 __all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve"]
@@ -92,7 +94,7 @@ def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: N
     return solver(order.solver).run(denoise, x, levels, noise=fresh, eta=order.eta, churn=order.churn, callback=request.callback)
 
 
-class Diffusion(Method, Denoiser, Latent):
+class Diffusion(Method, Denoiser, Latent, Likelihood):
     """A trained network F on a Gaussian path. A family sets `path`, `kind` (what F predicts), `sampling` and `clip` before use, and adds
     `network`, `updates` and its loss.
 
@@ -105,6 +107,7 @@ class Diffusion(Method, Denoiser, Latent):
     sampling: Sampling
     clip: bool = True  # keep estimates of x0 in [-1, 1]
     sigma_data: float | None = None
+    num_images = 200
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -155,3 +158,12 @@ class Diffusion(Method, Denoiser, Latent):
         request = replace(request, solver=request.solver or "ddim")
         order = self.sampling.asked(request)
         return from_noise(self, guided(self, request.cond, order), z, order, None, request)
+
+    def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
+        """Log-density of dequantized 8-bit images x in [-1, 1] along the probability-flow ODE, without labels; one probe, samples / 4 steps."""
+        steps, (low, high) = max(1, samples // 4), self.sigma_range
+        x = x + (2 * torch.rand(x.shape, generator=gen) - 1).to(x) / 255  # uniform over a level
+        probes, std = signs(1, tuple(x.shape), gen).to(x), (1 + high**2) ** 0.5
+        nats = ode_log_prob(lambda x, s: self.denoise(x, x.new_full((len(x),), s), Condition()), x, low, high, std=std, steps=steps, probes=probes)
+        of = f"density of uniformly dequantized 8-bit images at noise level {low:.3g}, without their labels"
+        return Score(nats, "estimate", of, math.log(2 / 255), f"ODE of {steps} steps, 1 probe")

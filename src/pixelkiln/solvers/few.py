@@ -39,9 +39,7 @@ def few_levels(n: int, s_min: float, s_max: float) -> tuple[float, ...]:
     """The n levels above 0, from s_max on and none below s_min; n >= 1."""
     if n > FEW:
         return _limit(n, s_min, s_max)
-    s = torch.exp(torch.linspace(math.log(s_max), math.log(s_min), FINE, dtype=torch.float64)).clamp(s_min, s_max)
-    edge = cost(s[:, None], s[None])  # (from, to)
-    edge = edge.masked_fill(torch.ones_like(edge, dtype=torch.bool).tril(), math.inf)  # only downwards
+    s, edge = _edges(s_min, s_max)
     best = torch.full((FINE,), math.inf, dtype=torch.float64)
     best[0] = 0
     came_from = []
@@ -56,9 +54,17 @@ def few_levels(n: int, s_min: float, s_max: float) -> tuple[float, ...]:
     return tuple(s[chosen].tolist())
 
 
+@lru_cache(maxsize=4)
+def _edges(s_min: float, s_max: float) -> tuple[Tensor, Tensor]:
+    """The levels to choose from (FINE,), falling, and the cost from each to each (from, to), infinite unless it falls."""
+    s = torch.exp(torch.linspace(math.log(s_max), math.log(s_min), FINE, dtype=torch.float64)).clamp(s_min, s_max)
+    edge = cost(s[:, None], s[None])
+    return s, edge.masked_fill(torch.ones_like(edge, dtype=torch.bool).tril(), math.inf)
+
+
 def _limit(n: int, s_min: float, s_max: float) -> tuple[float, ...]:
     """n points from s_max to s_min that divide the integral of sqrt(g) d(log s) evenly."""
-    u = torch.linspace(math.log(s_max), math.log(s_min), 4096, dtype=torch.float64)
+    u = torch.linspace(math.log(s_max), math.log(s_min), 1024, dtype=torch.float64)
     c = torch.exp(torch.linspace(math.log(C_MIN), math.log(C_MAX), 32, dtype=torch.float64))
     g = (torch.exp(u)[:, None] / c + c / torch.exp(u)[:, None]).pow(-2).mean(1).sqrt()
     share = torch.cat([g.new_zeros(1), torch.cumsum((g[1:] + g[:-1]) / 2, 0)])

@@ -26,6 +26,7 @@ from .contract import Callback, Denoise, Noise, Run, levels, march
 __all__ = ["deis", "dpmpp_2m", "dpmpp_3m", "extrapolated", "ipndm", "lms", "unipc"]
 
 Clock = Callable[[np.ndarray], np.ndarray]  # levels -> the variable in which the integrand is a polynomial
+LINEAR = linear_path()
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(32)
 EULER_BELOW = 15  # with fewer steps than this, the last steps of DPM-Solver++ and UniPC are of lower order, as their authors have it
 ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -144,7 +145,7 @@ def _adams(
 
 
 def _linear_time(s: np.ndarray) -> np.ndarray:
-    return linear_path().t_of_ratio(torch.from_numpy(s)).numpy()
+    return LINEAR.t_of_ratio(torch.from_numpy(s)).numpy()
 
 
 lms: Run = partial(_adams, clock=lambda s: s)
