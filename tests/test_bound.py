@@ -140,7 +140,7 @@ def test_with_the_exact_variance_the_bound_is_the_likelihood_whatever_the_number
 
 @PATHS
 def test_as_the_steps_grow_the_bound_falls_to_the_likelihood(path: GaussianPath):
-    """With the variance beta and, in step 1, the exact one. With beta_tilde it does not: near the data r^2 / s^2 is (i - 1) / i for every T."""
+    """With the variance beta and, in step 1, the exact one. With beta_tilde it does not."""
     gaps: dict[float, list[float]] = {0.0: [], 1.0: []}
     for f, found in gaps.items():
         for T in (25, 100, 400, 1600):
@@ -154,6 +154,19 @@ def test_as_the_steps_grow_the_bound_falls_to_the_likelihood(path: GaussianPath)
         assert f == 0 or all(a > b for a, b in itertools.pairwise(found)), found
     assert gaps[1.0][-1] < 0.03 * gaps[1.0][0]
     assert gaps[0.0][-1] > 20 * gaps[1.0][-1]
+
+
+@PATHS
+def test_with_beta_tilde_a_gap_of_half_of_eulers_constant_per_dimension_remains(path: GaussianPath):
+    """Near the data s_i^2 ~ i, so the exact variance is i / (i - 1) times beta_tilde for every T: sum_i KL -> sum_k (1/k - log(1 + 1/k)) / 2."""
+    levels = chain(path, 200_000)
+    r2, s2 = levels[1:-1] ** 2, levels[2:] ** 2
+    gaps = []
+    for log_var in log_ranges(levels):
+        d = ((s2 - r2) * (0.5 + r2) / (0.5 + s2)).log() - log_var[1:]  # data of variance 1/2
+        gaps.append(float(0.5 * (torch.expm1(d) - d).sum()))
+    assert gaps[0] == pytest.approx(np.euler_gamma / 2, rel=0.01)
+    assert gaps[1] < 1e-5
 
 
 def test_a_few_steps_estimate_the_sum_over_all_without_bias():
