@@ -50,7 +50,7 @@ def main() -> None:
     trained = load(args.run, "cpu", "fp32")
     model = trained.method.eval()
     assert isinstance(model, IDDPM), "an iddpm, please"
-    x = open_source(trained.facts["data"], trained.opened.stage.data, "test").images[: args.n].float() / 127.5 - 1
+    x = open_source(trained.facts["data"]["source"], trained.opened.stage.data, "test").images[: args.n].float() / 127.5 - 1
     dims, T = model.shape.numel, model.config.T
 
     def say(name: str, score: Score) -> None:
