@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -114,6 +115,14 @@ def main(out: Path) -> None:
             "nan": wrong("nan", where),
             "drift": wrong("drift", where),
         }
+        did: list[int] = []
+
+        def work(n: int) -> dict[str, torch.Tensor]:
+            did.append(n)
+            return {"n": torch.tensor([n]), "more": torch.full((n,), float(n))}
+
+        facts["handed"] = [[found["n"].tolist(), found["more"].tolist()] for found in team.in_turn(partial(work, n) for n in range(5))]
+        facts["did"] = did
         x = [torch.tensor([1.0, 2.0]) * (team.rank + 1), torch.arange(3) + team.rank, torch.tensor(0.25)]
         team.add_up(x)
         facts["sums"] = [t.tolist() for t in x]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from pixelkiln.objectives.denoising import denoising_loss, loss_weight
-from pixelkiln.processes import cosine_path, linear_path, target, to_eps, to_v
+from pixelkiln.objectives.denoising import Weighting, denoising_loss, loss_weight
+from pixelkiln.processes import PATHS, Kind, convert, cosine_path, linear_path, target, to_eps, to_v
 
 KINDS = ["eps", "x0", "v"]
 WEIGHTINGS = ["uniform", "snr", "min-snr", "soft-min-snr"]
@@ -105,3 +106,82 @@ def test_low_precision_output_gives_a_float32_loss_with_gradient():
     loss.mean().backward()
     assert w.grad is not None
     assert w.grad.abs().item() > 0
+
+
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+ALL_WEIGHTINGS: tuple[Weighting, ...] = get_args(Weighting)
+
+
+@pytest.mark.parametrize("weighting", [w for w in ALL_WEIGHTINGS if w != "uniform"])
+@pytest.mark.parametrize("name", list(PATHS))
+def test_one_weighting_is_the_same_loss_for_every_kind_on_every_path(name: str, weighting: Weighting):
+    """One guess of x0, told as each of the six kinds, costs the same; on every path, in float32 losses."""
+    path, gen = PATHS[name](), torch.Generator().manual_seed(5)
+    x0, eps, guess = torch.randn(3, 24, 1, 4, 4, dtype=torch.float64, generator=gen)
+    t = path.t_of_ratio(torch.logspace(-1.5, 1.5, 24, dtype=torch.float64))
+    a, s = path.alpha(t), path.sigma(t)
+    losses = [
+        denoising_loss(lambda xt, t, k=k: convert("x0", k, guess, xt, a, s, 0.7), x0, eps, t, path, k, weighting, sigma_data=0.7)
+        for k in ALL_KINDS
+    ]
+    for loss in losses[1:]:
+        assert torch.allclose(loss, losses[0], rtol=2e-3)
+
+
+def test_p2_divides_l_simple():
+    for k in (0.5, 1.0):
+        assert torch.allclose(loss_weight("eps", "p2", SNR, k), (1 + SNR) ** -k, rtol=1e-12)
+        assert torch.allclose(loss_weight("x0", "p2", SNR, k), SNR * (1 + SNR) ** -k, rtol=1e-12)
+    assert torch.equal(loss_weight("eps", "p2", SNR), loss_weight("eps", "p2", SNR, 1.0))
+
+
+@pytest.mark.parametrize("sd", [0.5, 1.0, 2.0])
+def test_edm_is_weight_one_on_F(sd: float):
+    s = SNR.rsqrt()
+    assert torch.allclose(loss_weight("F", "edm", SNR, sigma_data=sd), torch.ones_like(SNR), rtol=1e-12)
+    assert torch.allclose(loss_weight("x0", "edm", SNR, sigma_data=sd), (s**2 + sd**2) / (s * sd) ** 2, rtol=1e-12)
+    if sd == 1:
+        assert torch.allclose(loss_weight("v", "edm", SNR, sigma_data=sd), torch.ones_like(SNR), rtol=1e-12)
+
+
+def test_soft_min_snr_on_F_is_the_known_form():
+    """(s sd)^2 / (s^2 + sd^2)^2 on the error of F is 1 / (s^2 + sd^2) on that of x0."""
+    s, sd = SNR.rsqrt(), 0.5
+    ours = loss_weight("F", "soft-min-snr", SNR, gamma=sd**-2, sigma_data=sd)
+    assert torch.allclose(ours, (s * sd) ** 2 / (s**2 + sd**2) ** 2, rtol=1e-12)
+
+
+def test_gamma_is_the_weightings_own_unless_given():
+    for weighting, gamma in (("min-snr", 5.0), ("soft-min-snr", 5.0), ("p2", 1.0)):
+        assert torch.equal(loss_weight("v", weighting, SNR), loss_weight("v", weighting, SNR, gamma))
+        assert not torch.equal(loss_weight("v", weighting, SNR), loss_weight("v", weighting, SNR, 2 * gamma))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("kind", "weighting"), list(itertools.product(ALL_KINDS, ALL_WEIGHTINGS)))
+def test_no_weight_is_nan_or_infinite_anywhere_and_none_is_lost_at_pure_noise(kind: Kind, weighting: Weighting, dtype: torch.dtype):
+    weight = loss_weight(kind, weighting, torch.tensor([0.0, 1e-30, 1e-8, 1e-3, 1.0, 1e8, 1e30, torch.inf], dtype=dtype))
+    assert weight.dtype == dtype
+    assert weight.isfinite().all()
+    assert (weight >= 0).all()
+    assert 1 <= weight[0] <= 4  # 4 where the limit is 1 / sd^2
+
+
+@pytest.mark.parametrize("name", ["flow", "linear-zero-snr"])
+@pytest.mark.parametrize(("kind", "weighting"), list(itertools.product(["x0", "v", "velocity", "F", "eps"], ALL_WEIGHTINGS)))
+def test_pure_noise_is_trained(name: str, kind: Kind, weighting: Weighting):
+    """At t = 1 the network sees eps itself, and its loss has a gradient."""
+    path, gen = PATHS[name](), torch.Generator().manual_seed(6)
+    x0, eps = torch.randn(2, 2, 1, 4, 4, generator=gen)
+    w = torch.zeros(1, requires_grad=True)
+
+    def predict(xt: Tensor, t: Tensor) -> Tensor:
+        assert torch.equal(xt, eps)
+        return w * xt + 1
+
+    loss = denoising_loss(predict, x0, eps, torch.ones(2, dtype=torch.float64), path, kind, weighting).mean()
+    loss.backward()
+    assert loss.isfinite()
+    assert w.grad is not None
+    assert w.grad.isfinite().all()
+    assert w.grad.abs().item() > 1e-3

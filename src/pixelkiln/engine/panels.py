@@ -6,6 +6,7 @@ A method is known by its protocols only. All panels together draw at most about 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 
 from pixelkiln.core.images import from_uint8, grid, png_bytes, to_uint8
-from pixelkiln.core.protocols import Codec, Denoiser, Latent, Method
-from pixelkiln.core.rng import permutation
+from pixelkiln.core.protocols import Codec, Denoiser, Latent, Likelihood, Method
+from pixelkiln.core.rng import generator, permutation
 from pixelkiln.core.types import Ability, Condition, Request
 
+from .charts import chart, number
 from .sample import middle, seeds_for, slerp
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Images",
     "Panel",
     "ReportContext",
+    "bits_panel",
     "edits_panel",
     "figure",
     "history_panel",
@@ -42,6 +45,7 @@ __all__ = [
 SAMPLES, ROWS, PER_ROW = 60, 15, 8  # samples by class: at most ROWS classes of at most PER_ROW
 EDITS, CODED, STRIP, MOMENTS, WALKS, WALK_STEPS, TIMES = 8, 8, 4, 9, 3, 8, 8
 CHUNK = 32  # samples drawn at a time
+BOUNDED, EVALUATIONS = 16, 100  # images whose bound is shown step by step, and steps of each
 
 
 class Pixels(Protocol):
@@ -226,6 +230,21 @@ def reconstructions_panel(context: ReportContext) -> str:
     rms = (back.float() - real.float()).square().mean().sqrt().item()
     text = f"Above: images of the {context.test.split} split. Below: encoded and decoded. Root mean square error {rms:.1f} of 255 levels."
     return figure(grid(torch.cat([real, back]), len(real)), text)
+
+
+def bits_panel(context: ReportContext) -> str:
+    """For a likelihood that is a sum over the steps of a chain: what each step costs, in bits per dimension of test images."""
+    method, real = context.method, context.test.images
+    if not isinstance(method, Likelihood) or not len(real):
+        return ""
+    x = from_uint8(real[context.pick(context.test, BOUNDED)].cpu()).to(method.device)
+    terms = method.terms(x, EVALUATIONS, generator(context.seed, "report", "terms")).double().cpu()  # (K, 2)
+    if not len(terms):
+        return ""
+    bits = terms[:, 1] / (method.shape.numel * math.log(2))
+    points = [(float(i), math.log10(b)) for i, b in zip(terms[:, 0], bits, strict=True) if b > 0]
+    text = f"Step 1, the 256 levels of the image given its least noisy version, costs {number(float(bits[0]))} bits per dimension; noise grows with the step."
+    return f'<div class="charts">{chart("bits per dimension of a step", {"": points}, "log10")}</div><p class="note">{text}</p>' if points else ""
 
 
 def walk_panel(context: ReportContext) -> str:

@@ -16,6 +16,7 @@ from .neighbors import neighbors_panel
 from .panels import (
     Panel,
     ReportContext,
+    bits_panel,
     edits_panel,
     history_panel,
     reconstructions_panel,
@@ -153,6 +154,7 @@ SECTIONS: tuple[tuple[str, Panel], ...] = (
     ("What it recognizes", accuracy_panel),
     ("From noise to image", strip_panel),
     ("Reconstructions", reconstructions_panel),
+    ("Where the bits are", bits_panel),
     ("A walk in latent space", walk_panel),
     ("Nearest training images", neighbors_panel),
 )

@@ -24,13 +24,15 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Latent, Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.rng import generator, noise, streams
 from ..core.types import Batch, DataInfo, Moment, Request
 from ..nets.dcgan import Discriminator, Generator, with_standing_stats
 from ..objectives.adversarial import non_saturating_d, non_saturating_g
 
 __all__ = ["DCGAN", "DCGANConfig", "dcgan"]
+
+MEASURED = (Expect("fd", 9.49, "mnist", "pixelkiln train dcgan --data mnist --out R --budget 5m", "2 cores of a Xeon with AMX, bf16"),)
 
 
 @dataclass(frozen=True)
@@ -120,4 +122,5 @@ def dcgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Radford, Metz, Chintala, Unsupervised Representation Learning with Deep Convolutional GANs, 2016, arXiv 1511.06434",
         summary="deep convolutional GAN with the non-saturating loss",
+        expect=by_size(size, tiny=(), small=MEASURED, base=()),
     )

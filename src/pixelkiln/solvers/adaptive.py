@@ -34,12 +34,13 @@ def rk45(
     eta: float = 0.0,
     churn: float = 0.0,
     callback: Callback | None = None,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-4,
 ) -> Tensor:
     """Dormand and Prince's method of order 5(4); from level to level of the list, each interval halved in log s until it is good enough.
 
     Good enough is decided for each sample alone: its estimated error, the root mean square over pixels of |error| / (1 + max(|x|, |y|)),
-    is at most `tolerance`, an absolute one for x near 0 and a relative one where x is large. A sample that is good enough keeps its step;
+    is at most `tolerance`, an absolute one for x near 0 and a relative one where x is large (of one step: the image may be off by ten times
+    that, and by more with few levels, as the estimate supposes short steps). A sample that is good enough keeps its step;
     the others take the two halves, at most 8 times. So the grid is dyadic, the levels are shared by the batch (a denoiser takes one), and
     no sample depends on its neighbors, except that all pay for the worst: 6 evaluations a trial and 1 in front, at least 6n - 5.
     The step from the last level to 0 is D. To know the number, count the calls of the denoiser.

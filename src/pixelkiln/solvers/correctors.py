@@ -2,8 +2,7 @@
 
 Legend: s the level now, r the next one (0 < r < s), D the denoised image, g the score, z standard normal. The corrector's step follows
 the SNR rule, eps = 2 a (snr |z| / |g|)^2, with norms of each sample: the paper averages them over the batch, which would make a sample
-depend on its neighbors. eps is held below the variance of the noise there, above which Langevin dynamics diverges (only samples that
-have few pixels, or lie at a mode, where g vanishes, come near it). The last step, to 0, is D: free of noise, and the corrector rests.
+depend on its neighbors. Samples of few pixels, whose g may vanish, have an eps of at most the variance of a noisy image, 1 + r^2. The last step, to 0, is D: free of noise, and the corrector rests.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def pc_ve(
         r, gap = s[i + 1], s[i] ** 2 - s[i + 1] ** 2
         x = x + gap / s[i] ** 2 * (D - x) + math.sqrt(gap) * draw(noise, s[i], r)
         g = (denoise(x, r).to(x.dtype) - x) / r**2
-        return _langevin(x, g, fresh(noise), snr, r**2)
+        return _langevin(x, g, fresh(noise), snr, 1 + r**2)
 
     return march(denoise, x, s, callback, step)
 
@@ -71,15 +70,15 @@ def pc_vp(
         y, beta = a_s * x, 1 - keep
         y = (2 - math.sqrt(keep)) * y + beta * (a_s * D - y) / (1 - abar[i]) + math.sqrt(beta) * draw(noise, s[i], r)
         g = (a_r * denoise(y / a_r, r).to(x.dtype) - y) / (1 - abar[i + 1])
-        return _langevin(y, g, fresh(noise), snr, 1 - abar[i + 1], abar[i + 1] / abar[i + 2]) / a_r
+        return _langevin(y, g, fresh(noise), snr, 1.0, abar[i + 1] / abar[i + 2]) / a_r
 
     return march(denoise, x, s, callback, step)
 
 
-def _langevin(x: Tensor, g: Tensor, z: Tensor, snr: float, var: float, a: float = 1.0) -> Tensor:
-    """x + eps g + sqrt(2 eps) z, eps = min(2 a (snr |z| / |g|)^2, var) for each sample."""
+def _langevin(x: Tensor, g: Tensor, z: Tensor, snr: float, most: float, a: float = 1.0) -> Tensor:
+    """x + eps g + sqrt(2 eps) z, eps = min(2 a (snr |z| / |g|)^2, most) for each sample."""
     ratio = _norm(z) / _norm(g).clamp_min(torch.finfo(g.dtype).tiny)
-    eps = (2 * a * snr**2 * ratio**2).clamp_max(var)
+    eps = (2 * a * snr**2 * ratio**2).clamp_max(most)
     return x + eps * g + (2 * eps).sqrt() * z
 
 

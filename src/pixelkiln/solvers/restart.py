@@ -12,7 +12,7 @@ from .spacing import karras
 
 __all__ = ["REPEATS", "STEPS", "restart"]
 
-REPEATS, STEPS = 2, 2  # K and N_restart: 8 evaluations
+REPEATS, STEPS = 2, 3  # K and N_restart: 12 evaluations
 
 
 def restart(
