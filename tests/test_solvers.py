@@ -173,7 +173,7 @@ def test_every_number_of_steps_is_finite_and_costs_what_it_says(name: str):
         return denoise(x, s)
 
     for dtype, spacing, n in itertools.product((torch.float32, torch.float64), get_args(Spacing), range(1, 61)):
-        if dtype == torch.float64 and n not in (1, 2, 3, 4, 5, 8, 14, 15, 16, 33, 60):
+        if dtype == torch.float64 and n not in (1, 2, 3, 15, 40):
             continue
         calls.clear()
         sigmas = spaced(path, n, spacing)

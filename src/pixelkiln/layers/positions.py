@@ -33,6 +33,6 @@ def rope_2d(h: int, w: int, d: int, device: torch.device) -> tuple[Tensor, Tenso
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Each pair (x_i, x_{i + d/2}) of x (..., N, d) turned by its angle (N, d / 2), so that q k^T depends on differences of positions only
     (Su et al. 2021, arXiv 2104.09864, eq. 34)."""
-    a, b = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    half = x.shape[-1] // 2
+    cos, sin = torch.cat([cos, cos], dim=1).to(x.dtype), torch.cat([-sin, sin], dim=1).to(x.dtype)  # (N, d)
+    return torch.addcmul(x * cos, x.roll(half, dims=-1), sin)

@@ -28,7 +28,7 @@ __all__ = ["deis", "dpmpp_2m", "dpmpp_3m", "extrapolated", "ipndm", "lms", "unip
 Clock = Callable[[np.ndarray], np.ndarray]  # levels -> the variable in which the integrand is a polynomial
 LINEAR = linear_path()
 POINTS, WEIGHTS = np.polynomial.legendre.leggauss(32)
-EULER_BELOW = 15  # with fewer steps than this, the last steps of DPM-Solver++ and UniPC are of lower order, as their authors have it
+SHORT = 15  # with fewer steps than this, the last steps of DPM-Solver++ and UniPC are of lower order
 ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -168,7 +168,7 @@ def extrapolated(s: Sequence[float], i: int, D: Tensor, last: Tensor) -> Tensor:
 
 def _order(most: int, i: int, n: int) -> int:
     """Of step i of n: what the past allows, and lower at the end of a short way."""
-    return min(most, i + 1, n - i if n < EULER_BELOW else most)
+    return min(most, i + 1, n - i if n < SHORT else most)
 
 
 def _predicted(s: Sequence[float], i: int, x: Tensor, past: Sequence[Tensor], order: int) -> Tensor:
