@@ -135,10 +135,13 @@ def test_evaluate_a_run_and_its_samples(runs: Path, tmp_path: Path, capsys: pyte
     assert pixelkiln("evaluate", tmp_path / "s.npz", "--data", "digits", "--metrics", "fd,accuracy", "--quiet") == 0
 
 
-@pytest.mark.parametrize("name", ["vae", "pca"])
-def test_evaluate_gives_a_likelihood_where_there_is_one(runs: Path, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["vae", "pca", "ddpm"])
+def test_evaluate_gives_a_likelihood_where_there_is_one(runs: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert pixelkiln("evaluate", runs / name, "-n", 40, "--iw", 5, "--json", tmp_path / "e.json", "--quiet") == 0
     found = json.loads((tmp_path / "e.json").read_text())["likelihood"]
+    scores, _, rest = capsys.readouterr().out.partition("likelihood of the test images:")
+    assert "  N: 40\n" in scores, "the number of samples, not of images whose likelihood was taken"
+    assert f"  N: {found['N']}\n" in rest
     assert np.isfinite(found["nats"])
     assert found["of"]
     assert found["kind"]
@@ -223,6 +226,7 @@ def test_help_is_complete_and_typed(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "ddpm", "--data", "digits", "--out", "x", "--model.net.widht", "3"), "did you mean"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--model.predict", "noise"), "eps"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--sise", "tiny"), "--size"),
+        (("train", "ddpm", "--data", "digits", "--out", "x", "--size", "tiny", "--model.predict", "eps", "--model.schedule", "linear-zero-snr"), "pure noise"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--data.resolution", "17", "--size", "tiny", "--data.multiple", "1"), "multiple"),
         (("train", "sdedit", "--data", "digits", "--out", "x"), "--parent base=RUN"),
         (("train", "no_such_file.py:recipe", "--data", "digits", "--out", "x"), "no such file"),
@@ -252,6 +256,13 @@ def test_a_mistake_is_one_line_and_status_2(words: tuple[str, ...], says: str, t
         (("--strength", "0.5"), "does not take 'strength'"),
         (("--text", "a dog"), "does not take 'text'"),
         (("--solver", "heun", "--eta", "1"), "eta"),
+        (("--solver", "ddim", "--churn", "1"), "churn"),
+        (("--solver", "heun", "--churn", "-3"), "from 0"),
+        (("--guidance", "nan"), "guidance nan"),
+        (("--guidance", "2", "--rescale", "2"), "rescale 2.0"),
+        (("--threshold", "0"), "threshold 0.0"),
+        (("--interval", "3,1"), "LO < HI"),
+        (("--spacing", "karas"), "did you mean karras"),
     ],
 )
 def test_a_sampling_mistake_is_one_line(runs: Path, args: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

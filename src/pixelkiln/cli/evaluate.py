@@ -102,8 +102,11 @@ def run(args: argparse.Namespace) -> int:
     if not first:
         return 0
     Console().print(table(found.report))
-    for name, value in {**found.report.shared(), **found.likelihood}.items():
-        print(f"  {name}: {value}")
+    for heading, facts in (("", found.report.shared()), ("likelihood of the test images:", found.likelihood)):
+        if heading and facts:
+            print(heading)
+        for name, value in facts.items():
+            print(f"  {name}: {value}")
     for warning in found.report.warnings:
         log.say(f"note: {warning}")
     if args.json:

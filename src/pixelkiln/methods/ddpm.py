@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, Expect, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNetConfig
+from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import Weighting, denoising_loss, halves
 from ..processes import PATHS, Density, Kind, PathName, draw_times
-from ..solvers.diffusion import Diffusion, Sampling
+from ..solvers.diffusion import Diffusion, Sampling, training
 
 __all__ = ["DDPM", "DDPMConfig", "ddpm"]
 
@@ -86,19 +86,9 @@ class DDPM(Diffusion):
 
 def ddpm(size: Size = "small") -> Recipe:
     """Class-conditional diffusion in pixels. small: two processor cores and minutes; base: the paper's 32x32 network, for a GPU."""
-    net = by_size(
-        size,
-        tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1),
-    )
+    net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1))
     model = DDPMConfig(net, dim=by_size(size, tiny=32, small=256, base=512))
-    train = TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=500_000),
-        batch=by_size(size, tiny=32, small=64, base=256),
-        opts={"main": OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=2e-4), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
-    )
+    train = training(size, steps=500_000, batch=256, lr=2e-4, half_life=1_000_000)
     data = DataConfig(at_least=16, multiple=net.multiple, flip=False)
     return Recipe(
         stages=(Stage(DDPM, model, data, train),),

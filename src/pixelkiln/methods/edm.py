@@ -22,17 +22,17 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
 from ..nets.mpunet import MPUNetConfig
 from ..nets.uncertainty import Uncertainty
-from ..nets.unet import UNetConfig
+from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..objectives.uncertainty import uncertain
 from ..processes import Density, draw_times, edm_path
-from ..solvers.diffusion import Diffusion, Sampling
+from ..solvers.diffusion import Diffusion, Sampling, training
 
 __all__ = ["EDM", "EDMConfig", "edm", "edm2"]
 
@@ -97,31 +97,20 @@ class EDM(Diffusion):
         return out
 
 
-def _recipe(size: Size, model: EDMConfig, opt: OptConfig, paper: str, summary: str) -> Recipe:
+def _recipe(size: Size, model: EDMConfig, opt: OptConfig | None, paper: str, summary: str) -> Recipe:
     """What both have in common."""
-    train = TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=400_000),
-        batch=by_size(size, tiny=32, small=64, base=512),
-        opts={"main": opt},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=500_000)),
-    )
+    train = training(size, steps=400_000, batch=512, lr=1e-3, half_life=500_000, opt=opt)
     data = DataConfig(at_least=16, multiple=model.net.multiple)
     return Recipe((Stage(EDM, model, data, train),), "diffusion", paper, summary)
 
 
 def edm(size: Size = "small") -> Recipe:
     """Diffusion with EDM's preconditioning, noise levels and solver. small: two processor cores and minutes; base: 32 pixels, for a GPU."""
-    net = by_size(
-        size,
-        tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        base=UNetConfig(width=128, mults=(2, 2, 2), blocks=4, attention=(1,), dropout=0.13),
-    )
-    opt = OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=1e-3), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")
+    net = unet_of(size, UNetConfig(width=128, mults=(2, 2, 2), blocks=4, attention=(1,), dropout=0.13))
     paper = "Karras, Aittala, Aila, Laine, Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv 2206.00364"
     density = by_size(size, tiny=SHORT, small=SHORT, base=Density("log-normal", mean=-1.2, std=1.2))
     model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density)
-    return _recipe(size, model, opt, paper, "diffusion with preconditioning, log-normal levels, Heun")
+    return _recipe(size, model, None, paper, "diffusion with preconditioning, log-normal levels, Heun")
 
 
 def edm2(size: Size = "small") -> Recipe:

@@ -21,15 +21,15 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, Expect, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
 from ..nets.dit import DiTConfig
-from ..nets.unet import UNetConfig
+from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Density, draw_times, flow_path
-from ..solvers.diffusion import Diffusion, Sampling
+from ..solvers.diffusion import Diffusion, Sampling, training
 
 __all__ = ["Flow", "FlowConfig", "dit", "flow"]
 
@@ -83,26 +83,16 @@ class Flow(Diffusion):
 
 def _recipe(size: Size, net: NetConfig, lr: float, paper: str, summary: str, expect: tuple[Expect, ...] = ()) -> Recipe:
     """What both have in common."""
-    train = TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=400_000),
-        batch=by_size(size, tiny=32, small=64, base=256),
-        opts={"main": OptConfig("adam", lr=lr, betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
-    )
+    train = training(size, steps=400_000, batch=256, lr=lr, half_life=1_000_000)
     stage = Stage(Flow, FlowConfig(net, by_size(size, tiny=32, small=256, base=512)), DataConfig(at_least=16, multiple=net.multiple), train)
     return Recipe((stage,), "diffusion", paper, summary, expect)
 
 
 def flow(size: Size = "small") -> Recipe:
     """Rectified flow in pixels. small: two processor cores and minutes; base: 32 pixels, for a GPU."""
-    net = by_size(
-        size,
-        tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1),
-    )
+    net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1))
     paper = "Liu, Gong, Liu, Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, 2022, arXiv 2209.03003"
-    return _recipe(size, net, by_size(size, tiny=2e-3, small=1e-3, base=2e-4), paper, "rectified flow in pixels, U-Net",
+    return _recipe(size, net, 2e-4, paper, "rectified flow in pixels, U-Net",
                    by_size(size, tiny=(), small=MEASURED, base=()))
 
 
@@ -115,4 +105,4 @@ def dit(size: Size = "small") -> Recipe:
         base=DiTConfig(width=768, depth=12, heads=12, patch=2),
     )
     paper = "Peebles, Xie, Scalable Diffusion Models with Transformers, 2023, arXiv 2212.09748"
-    return _recipe(size, net, by_size(size, tiny=2e-3, small=1e-3, base=1e-4), paper, "rectified flow in pixels, transformer (DiT)")
+    return _recipe(size, net, 1e-4, paper, "rectified flow in pixels, transformer (DiT)")

@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Denoiser, Method, Score, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
 from ..core.rng import noise, streams
 from ..core.types import Batch, Condition, DataInfo, Moment, Request, UserError
 from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNetConfig
+from ..nets.unet import UNetConfig, unet_of
 from ..objectives.bound import Bound, chosen_steps, step_nats, variational_bound
 from ..objectives.likelihoods import bits_per_dim
 from ..objectives.uncertainty import Draw, LossBins
 from ..processes import betas, cosine_path, linear_path, mix, strata, target, to_x0
 from ..processes.parameterization import column
 from ..solvers import ddpm_learned
-from ..solvers.diffusion import Diffusion, Sampling, guided
+from ..solvers.diffusion import Diffusion, Sampling, guided, training
 
 __all__ = ["IDDPM", "IDDPMConfig", "iddpm"]
 
@@ -172,19 +172,9 @@ class IDDPM(Diffusion):
 
 def iddpm(size: Size = "small") -> Recipe:
     """Diffusion with a learned variance. small: two processor cores and minutes; base: widths of the paper's 32x32 network, for a GPU."""
-    net = by_size(
-        size,
-        tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=3, attention=(1, 2), dropout=0.3),
-    )
+    net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=3, attention=(1, 2), dropout=0.3))
     model = IDDPMConfig(net, dim=by_size(size, tiny=32, small=256, base=512))
-    train = TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=500_000),
-        batch=by_size(size, tiny=32, small=64, base=128),
-        opts={"main": OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=1e-4), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
-    )
+    train = training(size, steps=500_000, batch=128, lr=1e-4, half_life=1_000_000)
     return Recipe(
         stages=(Stage(IDDPM, model, DataConfig(at_least=16, multiple=net.multiple, flip=False), train),),
         family="diffusion",

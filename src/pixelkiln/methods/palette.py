@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
 from ..core.types import Ability, Batch, Condition, DataInfo, Moment, Request, UserError
 from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNetConfig
+from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Kind, cosine_path, times
-from ..solvers.diffusion import KNOBS, Diffusion, Sampling
+from ..solvers.diffusion import KNOBS, Diffusion, Sampling, training
 from ..solvers.pictures import mask_of, source_of
 
 __all__ = ["Palette", "PaletteConfig", "colorize", "inpaint", "random_masks", "upscale"]
@@ -101,8 +101,8 @@ class Palette(Diffusion):
 
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """F([xt, map], t, label)."""
-        seen = torch.cat([x, self.map_of(cond, len(x), x.device).to(x.dtype)], 1)
-        out: Tensor = self.net(seen, t.float(), self.condition(Condition(label=cond.label), len(x)))
+        seen = self.condition(Condition(label=cond.label), len(x))._replace(map=self.map_of(cond, len(x), x.device))
+        out: Tensor = self.net(x, t.float(), seen)
         return out
 
     def draw(self, request: Request) -> Tensor:
@@ -138,18 +138,8 @@ def random_masks(n: int, h: int, w: int, device: torch.device | str = "cpu") -> 
 
 
 def _recipe(task: Task, size: Size, summary: str, data: DataConfig) -> Recipe:
-    net = by_size(
-        size,
-        tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1),
-    )
-    train = TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=500_000),
-        batch=by_size(size, tiny=32, small=64, base=256),
-        opts={"main": OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=2e-4), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
-    )
+    net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1))
+    train = training(size, steps=500_000, batch=256, lr=2e-4, half_life=1_000_000)
     model = PaletteConfig(task, net=net, dim=by_size(size, tiny=32, small=256, base=512))
     return Recipe(
         stages=(Stage(Palette, model, replace(data, at_least=16, multiple=max(net.multiple, 4)), train),),

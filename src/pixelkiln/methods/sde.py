@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, backbone
 from ..nets.conditioning import Conditioner
-from ..nets.unet import UNetConfig
+from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Density, draw_times, linear_path, subvp_path, ve_path
-from ..solvers.diffusion import Diffusion, Sampling
+from ..solvers.diffusion import Diffusion, Sampling, training
 
 __all__ = ["SDE", "SDEConfig", "subvp_sde", "ve_sde", "vp_sde"]
 
@@ -85,20 +85,10 @@ class SDE(Diffusion):
 
 def _recipe(size: Size, equation: Literal["vp", "subvp", "ve"], solver: str, summary: str) -> Recipe:
     """What the three have in common."""
-    net = by_size(
-        size,
-        tiny=UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        small=UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2),
-        base=UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=4, attention=(1,), dropout=0.1),
-    )
+    net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=4, attention=(1,), dropout=0.1))
     steps = by_size(size, tiny=10, small=50, base=1000) if solver.startswith("pc") else 18
     model = SDEConfig(equation, net, by_size(size, tiny=32, small=256, base=512), sampling=Sampling(solver, steps, guidance=1.25))
-    train = TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=1_000_000),
-        batch=by_size(size, tiny=32, small=64, base=128),
-        opts={"main": OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=2e-4), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=900_000)),
-    )
+    train = training(size, steps=1_000_000, batch=128, lr=2e-4, half_life=900_000)
     paper = "Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2021, arXiv 2011.13456"
     return Recipe((Stage(SDE, model, DataConfig(at_least=16, multiple=net.multiple), train),), "diffusion", paper, summary)
 

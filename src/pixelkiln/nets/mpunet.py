@@ -20,6 +20,7 @@ from ..layers.attention import attend
 from ..layers.norm import pixel_norm, rms_norm
 from ..layers.preserving import SILU, Fourier, MPConv, force, mp_cat, mp_silu, mp_sum
 from .conditioning import Conditioned, split
+from .unet import UNetConfig
 
 __all__ = ["MPUNet", "MPUNetConfig"]
 
@@ -28,20 +29,8 @@ OLD, NEW = ((1 - RESIDUAL) / math.hypot(1 - RESIDUAL, RESIDUAL), RESIDUAL / math
 
 
 @dataclass(frozen=True)
-class MPUNetConfig:
-    """Size of a magnitude-preserving U-Net. Level i works at 1 / (patch * 2^i) of the resolution with width * mults[i] channels."""
-
-    width: int = 64
-    mults: tuple[int, ...] = (1, 2)
-    blocks: int = 2  # residual blocks a level (one more on the way up)
-    attention: tuple[int, ...] = (1,)  # levels with self-attention
-    patch: int = 1  # side of the patches that become channels
-    dropout: float = 0.0
-
-    @property
-    def multiple(self) -> int:
-        """What the image's sides must be a multiple of."""
-        return self.patch * 2 ** (len(self.mults) - 1)
+class MPUNetConfig(UNetConfig):
+    """Size of a magnitude-preserving U-Net: fields and levels of `UNetConfig`."""
 
 
 class CosineAttention(nn.Module):

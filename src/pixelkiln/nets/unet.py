@@ -9,17 +9,18 @@ Legend: B batch, C channels, H W height and width of a level, D the vector's dim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.recipe import Size, by_size
 from ..layers.attention import SelfAttention2d
 from ..layers.embed import sinusoidal
 from .conditioning import Conditioned, split
 
-__all__ = ["UNet", "UNetConfig"]
+__all__ = ["UNet", "UNetConfig", "unet_of"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,13 @@ class UNetConfig:
     def multiple(self) -> int:
         """What the image's sides must be a multiple of."""
         return self.patch * 2 ** (len(self.mults) - 1)
+
+
+def unet_of(size: Size, base: UNetConfig) -> UNetConfig:
+    """The U-Net of a recipe: tiny and small are the same for all, so that recipes can be compared; base is what the paper has."""
+    small = UNetConfig(width=48, mults=(1, 2), blocks=1, attention=(1,), patch=2)
+    found: UNetConfig = by_size(size, tiny=replace(small, width=16), small=small, base=base)
+    return found
 
 
 def zeros(conv: nn.Conv2d) -> nn.Conv2d:

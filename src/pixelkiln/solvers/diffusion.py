@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Denoiser, Latent, Likelihood, Method, Score
+from ..core.recipe import EmaConfig, OptConfig, Size, TrainConfig, by_size
 from ..core.rng import noise, streams
 from ..core.types import Ability, Condition, Request, UserError
 from ..processes import SIGMA_DATA, GaussianPath, Kind, to_x0
@@ -24,7 +25,7 @@ from .guidance import classifier_free, null_of, thresholded
 from .likelihood import ode_log_prob, signs
 from .spacing import spacing_named
 
-__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve"]
+__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve", "training"]
 
 KNOBS = frozenset(
     {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
@@ -47,7 +48,7 @@ class Sampling:
     threshold: float | None = None  # percentile of dynamic thresholding, in (0, 1]
 
     def asked(self, request: Request) -> Sampling:
-        """The same with what the request asks for; UserError for a knob that the solver does not have."""
+        """The same with what the request asks for; UserError for a knob that the solver does not have, or a number that means nothing."""
         own = {name: getattr(request, name) for name in self.__dataclass_fields__ if getattr(request, name) is not None}
         order = replace(self, **own)
         chosen = solver(order.solver)
@@ -55,6 +56,10 @@ class Sampling:
             if getattr(request, knob) is not None and not getattr(chosen, knob):
                 able = " or ".join(name for name, each in SOLVERS.items() if getattr(each, knob))
                 raise UserError(f"solver {order.solver!r} does not take {knob}: use --solver {able}, or leave {knob} out")
+        if not math.isfinite(order.guidance):
+            raise UserError(f"guidance {order.guidance} is not a number to weigh by: 1 is off, 1 to 4 is usual")
+        if not 0 <= order.churn < math.inf:
+            raise UserError(f"churn {order.churn} is not a number from 0: 0 is off, 10 to 80 is usual")
         return order
 
 
@@ -94,6 +99,20 @@ def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: N
     return solver(order.solver).run(denoise, x, levels, noise=fresh, eta=order.eta, churn=order.churn, callback=request.callback)
 
 
+def training(size: Size, *, steps: int, batch: int, lr: float, half_life: float, opt: OptConfig | None = None) -> TrainConfig:
+    """How a family trains: tiny and small are the same for all, so that they can be compared; the arguments are those of base.
+
+    opt: another optimizer than Adam with a cosine decay, for all sizes.
+    """
+    adam = OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=lr), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")
+    return TrainConfig(
+        steps=by_size(size, tiny=200, small=10_000, base=steps),
+        batch=by_size(size, tiny=32, small=64, base=batch),
+        opts={"main": opt or adam},
+        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=half_life)),
+    )
+
+
 class Diffusion(Method, Denoiser, Latent, Likelihood):
     """A trained network F on a Gaussian path. A family sets `path`, `kind` (what F predicts), `sampling` and `clip` before use, and adds
     `network`, `updates` and its loss.
@@ -119,11 +138,13 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
         return self.path.s_min, self.path.s_max
 
     def fits(self, multiple: int) -> None:
-        """Called by a family once it is built: UserError where the images' sides do not divide by `multiple`; labels and guidance are
-        refused where the data have no classes."""
+        """Called by a family once it is built: UserError where the images' sides do not divide by `multiple`, or where the prediction cannot be
+        turned into an image at the path's end; labels and guidance are refused where the data have no classes."""
         _, h, w = self.shape
         if h % multiple or w % multiple:
             raise UserError(f"{type(self).__name__.lower()}: images of {h}x{w} do not divide by {multiple}; give --data.resolution a multiple of it")
+        if self.kind in ("eps", "score") and self.path.t_top < self.path.t_max:
+            raise UserError(f"the {self.path.name} path ends in pure noise, where {self.kind} says nothing about the image: predict v, velocity, x0 or F")
         if not self.info.classes:
             self.abilities = self.abilities - {Ability.LABEL, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE}
 
