@@ -124,7 +124,7 @@ def contests(args: argparse.Namespace) -> list[Contest]:
         command = (args.peer_python, str(HERE / "peers" / "diffusers_unet.py"), "--data", data, "--slices", *device, *size, *more)
         return (Program(name, command),) if args.peer_python else ()
 
-    net = ("--batch", "64", "--set", "model.net.patch=1", "model.dim=192")
+    net = ("--batch", "64", "--set", "model.net.patch=1", "model.dim=192", "train.opts.main.kind=adam")  # the net and the optimizer of all
     textbook = ("--net", "unet", "--batch", "64")
     plain_vae = ("--batch", "128", "--set", "model.likelihood=bernoulli", "model.prior=normal")
     found = [

@@ -153,7 +153,7 @@ def test_a_field_without_ability_is_refused(name: str) -> None:
     _, method, _ = built(name)
     if not method.generates:
         pytest.skip("generates nothing")
-    ask = {"steps": 3, "solver": "ddim", "spacing": "karras", "eta": 0.5, "churn": 1.0, "guidance": 2.0, "interval": (0.1, 1.0), "rescale": 0.5,
+    ask = {"steps": 3, "solver": "ddim", "spacing": "karras", "levels": (0.01, 50.0), "eta": 0.5, "churn": 1.0, "guidance": 2.0, "interval": (0.1, 1.0), "rescale": 0.5,
            "threshold": 0.9, "strength": 0.5, "truncation": 0.7}
     assert {*ask} == {f.name for f in fields(Request)} - {"seeds", "cond", "callback"}
     for field, value in ask.items():

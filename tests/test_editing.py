@@ -45,8 +45,8 @@ class Gaussian(Method, Denoiser):
         gain = SIGMA @ torch.linalg.inv(SIGMA + s2 * torch.eye(2, dtype=torch.float64))  # (B, 2, 2)
         return (mu + (gain @ (flat - mu)[:, :, None])[:, :, 0]).view_as(x).to(x.dtype)
 
-    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
-        return spaced(self.path, steps, spacing or solver(solver_name).spacing)
+    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None, levels: tuple[float, float] | None = None) -> Tensor:
+        return spaced(self.path, steps, spacing or solver(solver_name).spacing, levels)
 
     def draw(self, request: Request) -> Tensor:
         raise NotImplementedError

@@ -41,8 +41,8 @@ class Gaussian(Method, Denoiser):
         s = sigma.view(-1, 1, 1, 1) ** 2
         return mu + VAR / (VAR + s) * (x - mu)
 
-    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
-        return spaced(self.path, steps, spacing or solver(solver_name).spacing)
+    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None, levels: tuple[float, float] | None = None) -> Tensor:
+        return spaced(self.path, steps, spacing or solver(solver_name).spacing, levels)
 
     def draw(self, request: Request) -> Tensor:
         raise NotImplementedError

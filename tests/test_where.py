@@ -239,3 +239,21 @@ def test_a_gradient_of_a_gradient_is_refused_in_one_line_when_compiled(tmp_path:
     train(Order(f"{toys}:penalized", "digits", tmp_path / "eager", "tiny"), Where("cpu", "fp32", False, threads), log=QUIET)
     with pytest.raises(UserError, match="differentiates a gradient, which compiled networks cannot"):
         train(Order(f"{toys}:penalized", "digits", tmp_path / "compiled", "tiny"), Where("cpu", "fp32", True, threads), log=QUIET)
+
+
+def test_two_commands_that_race_at_once_settle_on_one_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would compute in two ways, and a resumed run would not find its own."""
+    first: list[object] = []
+
+    def measured(seconds: float) -> dict[Entry, float]:
+        return {Entry(p, layout, 2): seconds for p in racing.PRECISIONS for layout in racing.LAYOUTS}
+
+    def slow(device: torch.device, entries: Sequence[Entry]) -> dict[Entry, float]:
+        monkeypatch.setattr(racing, "race", lambda device, entries: measured(1.0))
+        first.append(times(CPU, 2))  # another command begins and ends while this one measures
+        return measured(2.0)
+
+    monkeypatch.setattr(racing, "race", slow)
+    second = times(CPU, 2)
+    assert second == first[0] == times(CPU, 2)
+    assert set(second.values()) == {1.0}

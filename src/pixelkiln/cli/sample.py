@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="F.png|DIR|F.npz", type=Path, required=True, help="a grid, one PNG an image, or arrays images and labels")
     parser.add_argument("-n", type=whole, default=64, metavar="N", help="number of images")
     parser.add_argument("--label", metavar="K", help="class by number or name, several with commas, or all; default: as in the training data")
-    parser.add_argument("--text", metavar="T", help="a caption")
+    parser.add_argument("--text", metavar="T", action="append", help="a caption; several, in turn, by several --text (default: some of the training data)")
     parser.add_argument("--source", metavar="IMG|DIR", type=Path, help="an image to start from, or a folder of them, in turn")
     parser.add_argument("--mask", metavar="IMG", type=Path, help="white where the source is to be redrawn, black where it is kept")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
@@ -41,6 +41,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=whole, metavar="N", help="solver steps")
     group.add_argument("--solver", metavar="S", help="ddpm, ddim, dpmpp-2m, euler, heun, …: docs/solvers.md lists them")
     group.add_argument("--spacing", metavar="S", help="of the noise levels: karras, loglinear, time, …; default: as suits the solver")
+    group.add_argument("--levels", type=bounds, metavar="LO,HI", help="the lowest and the highest noise level, between which the solver steps")
     group.add_argument("--eta", type=float, metavar="X", help="share of ancestral noise of ddim, 0 to 1")
     group.add_argument("--churn", type=float, metavar="X", help="noise added back on the way by heun (S_churn), from 0")
     group.add_argument("--guidance", type=float, metavar="W", help="weight of guidance, 1 = off")
@@ -55,7 +56,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
 
 def knobs(args: argparse.Namespace) -> dict[str, Any]:
     """The knobs that were given."""
-    names = ("steps", "solver", "spacing", "eta", "churn", "guidance", "interval", "rescale", "threshold", "strength", "truncation")
+    names = ("steps", "solver", "spacing", "levels", "eta", "churn", "guidance", "interval", "rescale", "threshold", "strength", "truncation")
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 

@@ -129,7 +129,7 @@ class Denoiser(ABC):
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor: ...
 
     @abstractmethod
-    def sigmas(self, steps: int, solver: str, spacing: str | None = None) -> Tensor:
+    def sigmas(self, steps: int, solver: str, spacing: str | None = None, levels: tuple[float, float] | None = None) -> Tensor:
         """Noise levels (steps + 1,) float64, falling, the last one 0, as this method spaces them for the solver, or as asked for."""
 
 

@@ -33,7 +33,7 @@ class DataConfig:
 class OptConfig:
     """One optimiser. The learning rate at a step is a pure function: warm-up, then the decay to `final` times the rate."""
 
-    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    kind: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

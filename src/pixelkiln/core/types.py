@@ -34,10 +34,11 @@ class ImageShape:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method may know about its data when it is built: the image shape and the names of the classes (may be empty)."""
+    """What a method may know about its data when it is built: the image shape, the names of the classes and some of the captions (may be empty)."""
 
     shape: ImageShape
     classes: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 class Ability(StrEnum):
@@ -53,6 +54,7 @@ class Ability(StrEnum):
     STEPS = "steps"
     SOLVER = "solver"
     SPACING = "spacing"
+    LEVELS = "levels"
     ETA = "eta"
     CHURN = "churn"
     GUIDANCE = "guidance"
@@ -126,7 +128,8 @@ class Moment:
 class Request:
     """An order for samples: sample i depends on seeds[i] and row i of the condition alone, whatever the batch size.
 
-    steps: number of solver steps; solver: its name; spacing: of its noise levels; eta: share of ancestral noise; churn: noise added back (S_churn);
+    steps: number of solver steps; solver: its name; spacing: of its noise levels; levels: the
+    lowest and the highest of them; eta: share of ancestral noise; churn: noise added back (S_churn);
     guidance: classifier-free weight w (1 = off), used for noise levels in interval (lo, hi) only; rescale: share phi in [0, 1] of the guided
     estimate brought back to the conditional one's deviation; threshold: percentile of dynamic thresholding, in (0, 1];
     strength: how far a source image is re-noised, in (0, 1]; truncation: shrinks the latent, in (0, 1].
@@ -138,6 +141,7 @@ class Request:
     steps: int | None = None
     solver: str | None = None
     spacing: str | None = None
+    levels: tuple[float, float] | None = None
     eta: float | None = None
     churn: float | None = None
     guidance: float | None = None

@@ -17,6 +17,7 @@ from .stream import Streamed
 __all__ = ["ImageSet", "Split", "check_labels", "code_labels", "hold_out"]
 
 Split = Literal["train", "test", "all"]
+CAPTIONS = 256  # at most so many of them are told to methods
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +53,13 @@ class ImageSet:
 
     @property
     def info(self) -> DataInfo:
-        """The image shape and the names of the classes."""
+        """The image shape, the names of the classes and some captions, evenly spread."""
         _, channels, height, width = self.images.shape
-        return DataInfo(ImageShape(channels, height, width), self.classes)
+        step = max(1, len(self) // CAPTIONS)
+        return DataInfo(ImageShape(channels, height, width), self.classes, (self.texts or ())[::step][:CAPTIONS])
 
     def digest(self) -> str:
-        """SHA-256 (hex) over shape, images, labels and classes; the name and the split do not enter. Computed once. Of a streamed set,
+        """SHA-256 (hex) over shape, images, labels, classes and captions; the name and the split do not enter. Computed once. Of a streamed set,
         whose images are never all there, the digest of its listing: names, sizes, labels, captions and how images are prepared."""
         return self._digest
 
@@ -69,6 +71,8 @@ class ImageSet:
         sha.update(self.images.cpu().flatten().numpy().data)
         if self.labels is not None:
             sha.update(self.labels.cpu().contiguous().numpy().data)
+        if self.texts is not None:
+            sha.update("\0".join(self.texts).encode())
         return sha.hexdigest()
 
     def images_of(self, index: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Invert(Method, Codec):
     def _up(self, x: Tensor, order: Sampling) -> Tensor:
         base = self.parents["base"]
         assert isinstance(base, Denoiser)
-        levels, denoise = base.sigmas(order.steps, order.solver, order.spacing), conditioned(base.denoise, Condition())
+        levels, denoise = base.sigmas(order.steps, order.solver, order.spacing, order.levels), conditioned(base.denoise, Condition())
         with torch.autocast(x.device.type, enabled=False):  # rounding on the way up is amplified on the way down
             if self.config.how == "exact":
                 x = inversion.invert_exactly(denoise, x, levels, tolerance=self.config.tolerance)

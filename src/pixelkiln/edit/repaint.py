@@ -77,7 +77,7 @@ class RePaint(Method):
         order = self.config.sampling.asked(request)
         if not 0 <= order.eta <= 1:
             raise UserError(f"eta {order.eta} is not in [0, 1]: 0 is deterministic, 1 is ancestral sampling")
-        s = base.sigmas(order.steps, order.solver, order.spacing).tolist()
+        s = base.sigmas(order.steps, order.solver, order.spacing, order.levels).tolist()
         path = walk(order.steps, self.config.jump, self.config.times)
         denoise = guided(base, replace(request.cond, source=None, mask=None), order)
         gens = streams(request.seeds, "noise")

@@ -49,7 +49,7 @@ class Opened:
     def info(self) -> DataInfo:
         """Shape and classes of the data that it was trained on."""
         data = self.facts["data"]
-        return DataInfo(ImageShape(*data["shape"]), tuple(data["classes"]))
+        return DataInfo(ImageShape(*data["shape"]), tuple(data["classes"]), tuple(data.get("texts", ())))
 
 
 def open_run(path: Path | str, recipe_name: str | None = None) -> Opened:

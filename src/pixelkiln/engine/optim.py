@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.recipe import OptConfig
 from ..core.types import Moment
+from .muon import Muon
 
 __all__ = ["build", "lr_at", "pack", "settle", "unpack"]
 
@@ -20,6 +21,8 @@ def build(config: OptConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.
     fused = all(p.device.type in ("cpu", "cuda") for p in params)
     if config.kind == "sgd":
         return torch.optim.SGD(params, config.lr, momentum=config.betas[0], weight_decay=config.weight_decay, fused=fused)
+    if config.kind == "muon":
+        return Muon(params, config.lr, config.betas, config.eps, config.weight_decay)
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     return kind(params, config.lr, config.betas, config.eps, config.weight_decay, fused=fused)
 

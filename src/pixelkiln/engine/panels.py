@@ -68,6 +68,8 @@ class Images(Protocol):
     def name(self) -> str: ...
     @property
     def split(self) -> str: ...
+    @property
+    def texts(self) -> tuple[str, ...] | None: ...
 
 
 class Extractor(Protocol):
@@ -109,14 +111,22 @@ class ReportContext:
         """Names of the classes that the method can be asked for, at most 15 of them; () without."""
         return self.method.info.classes[:ROWS] if Ability.LABEL in self.method.abilities else ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Captions of the test split, at most 15 of them, for a method that reads them; () otherwise."""
+        if Ability.TEXT not in self.method.abilities or Ability.SOURCE in self.method.abilities or self.test.texts is None:
+            return ()
+        return tuple(self.test.texts[i] for i in self.pick(self.test, ROWS).tolist())
+
     @cached_property
     def drawn(self) -> Drawn:
         """The samples that several panels show: some of each class, row by row, or edits of test images."""
         if Ability.SOURCE in self.method.abilities:
             cond, n = self.condition(EDITS), min(EDITS, len(self.test.images))
         else:
-            per_row = min(PER_ROW, SAMPLES // max(len(self.classes), 1))
-            n = per_row * len(self.classes) or 6 * PER_ROW
+            rows = len(self.classes or self.texts)
+            per_row = min(PER_ROW, SAMPLES // max(rows, 1))
+            n = per_row * rows or 6 * PER_ROW
             cond = self.condition(n, torch.arange(n) // per_row)
         request = Request(seeds_for(self.seed, n), cond)
         parts = [self.sample(request.take(slice(k, k + CHUNK))) for k in range(0, n, CHUNK)]
@@ -127,11 +137,14 @@ class ReportContext:
         return to_uint8(self.method.sample(replace(request, cond=request.cond.to(self.method.device)))).cpu()
 
     def condition(self, n: int, labels: Tensor | None = None) -> Condition:
-        """What n samples are asked for: these classes (0, 1, ... by default) where the method takes any, test images where it edits."""
+        """What n samples are asked for: these classes or captions (0, 1, ... by default) where the method takes any, test images where it edits."""
         if Ability.SOURCE in self.method.abilities:
             rows = self.pick(self.test, n)
             given = None if self.test.labels is None or not self.classes else self.test.labels[rows].cpu()
             return Condition(label=given, source=from_uint8(self.test.images[rows].cpu()), mask=middle(self.method, len(rows)))
+        if texts := self.texts:
+            which = range(n) if labels is None else labels.tolist()
+            return Condition(text=tuple(texts[i % len(texts)] for i in which))
         if not self.classes:
             return Condition()
         return Condition(label=torch.arange(n) % len(self.classes) if labels is None else labels)
@@ -169,14 +182,14 @@ def samples_panel(context: ReportContext) -> str:
     """One row of samples a class, or a plain grid; then real images for comparison."""
     if Ability.SOURCE in context.method.abilities or not context.method.generates:
         return ""
-    images, total = context.drawn.images, len(context.method.info.classes)
+    images, total, names = context.drawn.images, len(context.method.info.classes), context.classes or context.texts
     seeds = f"Seed {context.seed}, nothing selected."
-    if context.classes:
-        rows = zip(context.classes, torch.chunk(images, len(context.classes)), strict=True)
+    if names:
+        rows = zip(names, torch.chunk(images, len(names)), strict=True)
         shown = [(name, figure(grid(row, len(row)), "", f"samples of {name}")) for name, row in rows]
         body = "".join(f'<div><span>{escape(name)}</span>{picture}</div>' for name, picture in shown)
-        width = min(12, max(len(name) for name in context.classes))
-        more = f" The first {len(context.classes)} of {total} classes." if total > len(context.classes) else ""
+        width = min(12, max(len(name) for name in names))
+        more = f" The first {len(context.classes)} of {total} classes." if total > len(context.classes) > 0 else " Captions of the test split." if context.texts else ""
         body = f'<div class="rows" style="--name:{width}ch">{body}</div><p class="note">{seeds}{more}</p>'
     else:
         body = figure(grid(images, PER_ROW), seeds)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core.cache import keep, recall
+from ..core.cache import recall, settle
 
 __all__ = ["LAYOUTS", "PRECISIONS", "Entry", "fewer_threads", "processor", "race", "times"]
 
@@ -113,8 +113,7 @@ def times(device: torch.device, threads: int) -> Mapping[tuple[str, str], float]
     slot, known = _slot(device, threads), recall("race")
     if slot not in known:
         found = race(device, [Entry(p, q, threads) for p in PRECISIONS for q in LAYOUTS])
-        known[slot] = {f"{e.precision} {e.layout}": round(t, 7) for e, t in found.items()}
-        keep("race", known)
+        known[slot] = settle("race", slot, {f"{e.precision} {e.layout}": round(t, 7) for e, t in found.items()})
     return {(p, q): t for name, t in known[slot].items() for p, q in [name.split(" ")]}
 
 
@@ -130,8 +129,7 @@ def fewer_threads(device: torch.device, precision: str, layout: str, most: int) 
             return most
         found = race(device, [Entry(precision, layout, c) for c in counts])
         quick = min(found, key=lambda e: found[e]).threads
-        known[slot] = quick if found[Entry(precision, layout, quick)] * 1.05 < found[Entry(precision, layout, most)] else most
-        keep("threads", known)
+        known[slot] = settle("threads", slot, quick if found[Entry(precision, layout, quick)] * 1.05 < found[Entry(precision, layout, most)] else most)
     return int(known[slot])
 
 

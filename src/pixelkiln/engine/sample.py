@@ -79,10 +79,15 @@ def preview(method: Method, num: int, where: Where) -> Tensor | None:
     """The same few samples every time it is asked, classes in turn; None for a method that needs a source image, or generates nothing."""
     if Ability.SOURCE in method.abilities or not method.generates:
         return None
-    classes = method.info.classes
-    labeled = Ability.LABEL in method.abilities and classes
-    cond = Condition(label=torch.arange(num) % len(classes)) if labeled else Condition()
-    return generate(method, Request(seeds_for(0, num), cond), where, batch=num)
+    return generate(method, Request(seeds_for(0, num), in_turn(method, num)), where, batch=num)
+
+
+def in_turn(method: Method, num: int) -> Condition:
+    """Classes, or captions of the training data, one after the other, as the method takes them."""
+    classes, texts = method.info.classes, method.info.texts
+    if Ability.TEXT in method.abilities and texts:
+        return Condition(text=tuple(texts[i % len(texts)] for i in range(num)))
+    return Condition(label=torch.arange(num) % len(classes)) if Ability.LABEL in method.abilities and classes else Condition()
 
 
 def middle(method: Method, num: int) -> Tensor | None:
@@ -134,17 +139,20 @@ class Trained:
         shape = replace(self.method.shape, channels=channels or self.method.shape.channels)
         return pictures(Path(path), shape, self.opened.stage.data)
 
-    def condition(self, seeds: Sequence[int], label: Any = None, text: str | None = None, source: Tensor | None = None,
+    def condition(self, seeds: Sequence[int], label: Any = None, text: str | Sequence[str] | None = None, source: Tensor | None = None,
                   mask: Tensor | None = None) -> Condition:
-        """The condition of n samples; labels are drawn as in the training data where none are asked for."""
+        """The condition of n samples; labels, or captions, are drawn as in the training data where none are asked for."""
         n, method = len(seeds), self.method
         found: dict[str, Any] = {}
         if label is not None and not (Ability.LABEL in method.abilities and self.classes):
             raise UserError(f"{self.opened.run.path} is not conditioned on labels: leave --label out")
         if Ability.LABEL in method.abilities and self.classes and (label is not None or source is None):
             found["label"] = labels_for(label, self.classes, self.facts["data"].get("counts") or [1] * len(self.classes), seeds)
+        if Ability.TEXT in method.abilities and method.info.texts and text is None and "label" not in found and source is None:
+            text = [method.info.texts[int(torch.randint(len(method.info.texts), (), generator=generator(s, "text")))] for s in seeds]
         if text is not None:
-            found["text"] = (text,) * n
+            texts = [text] if isinstance(text, str) else text
+            found["text"] = tuple(texts[i % len(texts)] for i in range(n))
         if source is not None:
             several = from_uint8(source if source.ndim == 4 else source[None])
             found["source"] = several.expand(n, -1, -1, -1) if len(several) == 1 else several[torch.arange(n) % len(several)]
@@ -152,15 +160,15 @@ class Trained:
             found["mask"] = (mask > 127).float().expand(n, -1, -1, -1)
         return Condition(**found)
 
-    def request(self, num: int, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, mask: Tensor | None = None,
+    def request(self, num: int, seed: int = 0, label: Any = None, text: str | Sequence[str] | None = None, source: Tensor | None = None, mask: Tensor | None = None,
                 **knobs: Any) -> Request:
         """The order for `num` samples; knobs: steps, solver, eta, guidance, strength, truncation, callback."""
         seeds = seeds_for(seed, num)
         return Request(seeds, self.condition(seeds, label, text, source, mask), **knobs)
 
-    def sample(self, num: int = 64, seed: int = 0, label: Any = None, text: str | None = None, source: Tensor | None = None, batch: int = 250,
+    def sample(self, num: int = 64, seed: int = 0, label: Any = None, text: str | Sequence[str] | None = None, source: Tensor | None = None, batch: int = 250,
                done: Callable[[int], None] | None = None, **knobs: Any) -> Tensor:
-        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; source: uint8 (C, H, W) or several, in turn."""
+        """Images uint8 (num, C, H, W). label: class number, name, "all", or several; text: a caption, or several in turn; source: uint8 (C, H, W) or several, in turn."""
         return generate(self.method, self.request(num, seed, label, text, source, **knobs), self.where, batch, done)
 
     @torch.no_grad()

@@ -134,7 +134,7 @@ def _data_facts(source: str, data: ImageSet) -> dict[str, Any]:
     where = str(Path(source).resolve()) if Path(source).exists() else source
     return {"source": data.source or where, "digest": data.digest(), "name": data.name, "shape": list(data.info.shape), "classes": list(data.classes),
             "counts": counts, "images": len(data), "listing": data.listing,
-            "streamed": isinstance(data.images, Streamed)} | ({"skipped": list(data.skipped)} if data.skipped else {})
+            "streamed": isinstance(data.images, Streamed)} | ({"skipped": list(data.skipped)} if data.skipped else {}) | ({"texts": list(data.info.texts)} if data.texts else {})
 
 
 def _as_begun(facts: Mapping[str, Any], recipe: Recipe, order: Order, stage: Stage, where: Where, log: Log) -> tuple[Order, Recipe, Stage, Where]:

@@ -21,14 +21,16 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, Expect, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
-from ..nets.backbone import NetConfig, backbone
-from ..nets.conditioning import Conditioner
+from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import Weighting, denoising_loss, halves
+from ..objectives.uncertainty import LossBins
 from ..processes import PATHS, Density, Kind, PathName, draw_times
-from ..solvers.diffusion import Diffusion, Sampling, training
+from ..solvers.diffusion import Diffusion, Sampling, quick, training
 
 __all__ = ["DDPM", "DDPMConfig", "ddpm"]
+
+BINS = 100  # of time, for --model.balance
 
 MEASURED = (
     Expect("fd", 0.40, "mnist", "pixelkiln train ddpm --data mnist --out R --budget 10m", "2 cores of a Xeon with AMX, bf16"),
@@ -47,7 +49,9 @@ class DDPMConfig:
     density: Density = field(default_factory=Density)  # of the times that it is trained at
     weighting: Weighting = "uniform"
     gamma: float | None = None  # of min-snr and soft-min-snr (none: 5) or p2 (none: 1)
-    drop: float = 0.1  # share of samples that lose their label
+    balance: bool = False  # divide each loss by the running mean of its time's
+    drop: float = 0.1  # share of samples that lose their condition
+    captions: int = 0  # words of a caption that are read, in place of the label; 0: captions are not used
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))
 
@@ -62,13 +66,13 @@ class DDPM(Diffusion):
         super().__init__(info, parents)
         self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
         self.path = PATHS[config.schedule]()
-        self.fits(config.net.multiple)
-        self.net = backbone(info.shape, config.dim, config.net)
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
+        self.fits(config.net.multiple, config.captions)
+        self.condition, self.net = conditional(info, config)
+        self.bins = LossBins(BINS) if config.balance else None
 
     def updates(self) -> Sequence[Update]:
         """Eq. 14, the only row."""
-        return (Update("denoise", ("net", "condition"), self.loss, opt="main"),)
+        return (Update("denoise", ("net", "condition") + ("bins",) * self.config.balance, self.loss, opt="main"),)
 
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """L over stratified times; "loss" is its mean over the batch, also given for the cleaner and the noisier half."""
@@ -76,7 +80,12 @@ class DDPM(Diffusion):
         t = draw_times(len(x0), path, config.density, x0.device)
         predict = lambda xt, t: self.network(xt, t, batch.cond)
         each = denoising_loss(predict, x0, torch.randn_like(x0), t, path, config.predict, config.weighting, config.gamma)  # (B,)
-        return {"loss": each.mean(), **halves(each, t < 0.5 * path.t_max)}
+        logged = halves(each, t < 0.5 * path.t_max)
+        if self.bins is None:
+            return {"loss": each.mean(), **logged}
+        q = t / path.t_max
+        self.bins.update(q, each)
+        return {"loss": self.bins.normalized(q, each).mean(), "error": each.detach().mean(), **logged}
 
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """F(xt, t, label)."""
@@ -87,7 +96,7 @@ class DDPM(Diffusion):
 def ddpm(size: Size = "small") -> Recipe:
     """Class-conditional diffusion in pixels. small: two processor cores and minutes; base: the paper's 32x32 network, for a GPU."""
     net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1))
-    model = DDPMConfig(net, dim=by_size(size, tiny=32, small=256, base=512))
+    model = DDPMConfig(net, dim=by_size(size, tiny=32, small=256, base=512), sampling=quick(size, Sampling("dpmpp-2m", 20, guidance=1.25)))
     train = training(size, steps=500_000, batch=256, lr=2e-4, half_life=1_000_000)
     data = DataConfig(at_least=16, multiple=net.multiple, flip=False)
     return Recipe(

@@ -24,19 +24,20 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
-from ..nets.backbone import NetConfig, backbone
-from ..nets.conditioning import Conditioner
+from ..nets.backbone import NetConfig, conditional
 from ..nets.mpunet import MPUNetConfig
 from ..nets.uncertainty import Uncertainty
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..objectives.uncertainty import uncertain
 from ..processes import Density, draw_times, edm_path
-from ..solvers.diffusion import Diffusion, Sampling, training
+from ..solvers.diffusion import Diffusion, Sampling, quick, training
 
 __all__ = ["EDM", "EDMConfig", "edm", "edm2"]
 
 SHORT = Density("log-normal", mean=0.0, std=1.8)  # for minutes of training, which decide about shapes: MNIST in two minutes, fd 1.2 against 2.4
+
+PAPER = Sampling("heun", 18, guidance=1.25)
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ class EDMConfig:
     sigma_data: float = 0.5  # deviation of the data, in [-1, 1]
     density: Density = field(default_factory=lambda: Density("log-normal", mean=-1.2, std=1.2))
     uncertainty: bool = False  # learn how large the error is at each level, and weight by it
-    drop: float = 0.1  # share of samples that lose their label
+    drop: float = 0.1  # share of samples that lose their condition
+    captions: int = 0  # words of a caption that are read, in place of the label; 0: captions are not used
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
-    sampling: Sampling = field(default_factory=lambda: Sampling("heun", 18, guidance=1.25))
+    sampling: Sampling = PAPER
 
 
 @final
@@ -64,11 +66,10 @@ class EDM(Diffusion):
         super().__init__(info, parents)
         self.config, self.clip, self.sampling, self.sigma_data = config, config.clip, config.sampling, config.sigma_data
         self.path = edm_path()
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
-        self.net = backbone(info.shape, config.dim, config.net)
+        self.condition, self.net = conditional(info, config)
         if config.uncertainty:
             self.uncertainty = Uncertainty()
-        self.fits(config.net.multiple)
+        self.fits(config.net.multiple, config.captions)
 
     def updates(self) -> Sequence[Update]:
         """Eq. 8, the only row."""
@@ -109,7 +110,7 @@ def edm(size: Size = "small") -> Recipe:
     net = unet_of(size, UNetConfig(width=128, mults=(2, 2, 2), blocks=4, attention=(1,), dropout=0.13))
     paper = "Karras, Aittala, Aila, Laine, Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv 2206.00364"
     density = by_size(size, tiny=SHORT, small=SHORT, base=Density("log-normal", mean=-1.2, std=1.2))
-    model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density)
+    model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density, sampling=quick(size, PAPER))
     return _recipe(size, model, None, paper, "diffusion with preconditioning, log-normal levels, Heun")
 
 
@@ -122,7 +123,7 @@ def edm2(size: Size = "small") -> Recipe:
         base=MPUNetConfig(width=128, mults=(1, 2, 2), blocks=3, attention=(1, 2)),
     )
     density = by_size(size, tiny=SHORT, small=SHORT, base=Density("log-normal", mean=-0.8, std=1.6))
-    model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density, uncertainty=True)
-    opt = OptConfig("adam", lr=by_size(size, tiny=1e-2, small=5e-3, base=1e-2), betas=(0.9, 0.99), warmup=0.02, decay="cosine")
+    model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density, uncertainty=True, sampling=quick(size, PAPER))
+    opt = OptConfig(by_size(size, tiny="adam", small="muon", base="adam"), lr=by_size(size, tiny=1e-2, small=1.5e-2, base=1e-2), betas=(0.9, 0.99), warmup=0.02, decay="cosine")
     paper = "Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2024, arXiv 2312.02696"
     return _recipe(size, model, opt, paper, "EDM with a magnitude-preserving network and learned uncertainty")

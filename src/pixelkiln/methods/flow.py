@@ -23,13 +23,12 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, Expect, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
-from ..nets.backbone import NetConfig, backbone
-from ..nets.conditioning import Conditioner
+from ..nets.backbone import NetConfig, conditional
 from ..nets.dit import DiTConfig
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Density, draw_times, flow_path
-from ..solvers.diffusion import Diffusion, Sampling, training
+from ..solvers.diffusion import Diffusion, Sampling, quick, training
 
 __all__ = ["Flow", "FlowConfig", "dit", "flow"]
 
@@ -44,7 +43,8 @@ class FlowConfig:
     dim: int = 256  # of the vector that carries time and class
     density: Density = field(default_factory=lambda: Density("logit-normal", mean=0.0, std=1.0))
     shift: float = 1.0  # towards the noise; above 1 for images of more than 64 pixels
-    drop: float = 0.1  # share of samples that lose their label
+    drop: float = 0.1  # share of samples that lose their condition
+    captions: int = 0  # words of a caption that are read, in place of the label; 0: captions are not used
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     sampling: Sampling = field(default_factory=lambda: Sampling("dpmpp-2m", 20, guidance=1.25))
 
@@ -60,9 +60,8 @@ class Flow(Diffusion):
         super().__init__(info, parents)
         self.config, self.clip, self.sampling = config, config.clip, config.sampling
         self.path = flow_path(config.shift)
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
-        self.net = backbone(info.shape, config.dim, config.net)
-        self.fits(config.net.multiple)
+        self.condition, self.net = conditional(info, config)
+        self.fits(config.net.multiple, config.captions)
 
     def updates(self) -> Sequence[Update]:
         """Eq. 1, the only row."""
@@ -84,7 +83,8 @@ class Flow(Diffusion):
 def _recipe(size: Size, net: NetConfig, lr: float, paper: str, summary: str, expect: tuple[Expect, ...] = ()) -> Recipe:
     """What both have in common."""
     train = training(size, steps=400_000, batch=256, lr=lr, half_life=1_000_000)
-    stage = Stage(Flow, FlowConfig(net, by_size(size, tiny=32, small=256, base=512)), DataConfig(at_least=16, multiple=net.multiple), train)
+    model = FlowConfig(net, by_size(size, tiny=32, small=256, base=512), sampling=quick(size, Sampling("dpmpp-2m", 20, guidance=1.25)))
+    stage = Stage(Flow, model, DataConfig(at_least=16, multiple=net.multiple), train)
     return Recipe((stage,), "diffusion", paper, summary, expect)
 
 

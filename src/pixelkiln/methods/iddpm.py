@@ -24,8 +24,7 @@ from ..core.protocols import Denoiser, Method, Score, Update
 from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
 from ..core.rng import noise, streams
 from ..core.types import Batch, Condition, DataInfo, Moment, Request, UserError
-from ..nets.backbone import NetConfig, backbone
-from ..nets.conditioning import Conditioner
+from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.bound import Bound, chosen_steps, step_nats, variational_bound
 from ..objectives.likelihoods import bits_per_dim
@@ -50,7 +49,8 @@ class IDDPMConfig:
     objective: Literal["hybrid", "vlb"] = "hybrid"
     weight: float = 1e-3  # lambda, of L_vlb in the hybrid objective
     resample: bool = False  # steps in proportion to their losses
-    drop: float = 0.1  # share of samples that lose their label
+    drop: float = 0.1  # share of samples that lose their condition
+    captions: int = 0  # words of a caption that are read, in place of the label; 0: captions are not used
     clip: bool = True  # keep estimates of x0 in [-1, 1]
     sampling: Sampling = field(default_factory=lambda: Sampling("ddpm", 50, guidance=1.25))
 
@@ -67,8 +67,8 @@ class Watched(Denoiser):
         D, self.share = self.base.moments(x, sigma, cond)
         return D
 
-    def sigmas(self, steps: int, solver: str, spacing: str | None = None) -> Tensor:
-        return self.base.sigmas(steps, solver, spacing)
+    def sigmas(self, steps: int, solver: str, spacing: str | None = None, levels: tuple[float, float] | None = None) -> Tensor:
+        return self.base.sigmas(steps, solver, spacing, levels)
 
 
 @final
@@ -85,9 +85,8 @@ class IDDPM(Diffusion):
         self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
         self.path = {"linear": linear_path, "cosine": cosine_path}[config.schedule]()
         self.levels = torch.cat([torch.zeros(1, dtype=torch.float64), betas(self.path, config.T).s])  # (T + 1,)
-        self.fits(config.net.multiple)
-        self.net = backbone(info.shape, config.dim, config.net, out_channels=2 * info.shape.channels)
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
+        self.fits(config.net.multiple, config.captions)
+        self.condition, self.net = conditional(info, config, out_channels=2 * info.shape.channels)
         self.bins = LossBins(min(config.T, 100)) if config.resample else None
 
     def updates(self) -> Sequence[Update]:
@@ -139,7 +138,7 @@ class IDDPM(Diffusion):
         if order.solver != "ddpm":
             return super().draw(request)
         gens, shape = streams(request.seeds, "noise"), tuple(self.shape)
-        levels = self.sigmas(order.steps, order.solver, order.spacing)
+        levels = self.sigmas(order.steps, order.solver, order.spacing, order.levels)
         x = noise(gens, shape, self.device) * (1 + float(levels[0]) ** 2) ** 0.5
         watched = Watched(self)
         denoise = guided(watched, request.cond, order)

@@ -26,8 +26,7 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
 from ..core.types import Ability, Batch, Condition, DataInfo, Moment, Request, UserError
-from ..nets.backbone import NetConfig, backbone
-from ..nets.conditioning import Conditioner
+from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Kind, cosine_path, times
@@ -49,7 +48,8 @@ class PaletteConfig:
     net: NetConfig = field(default_factory=UNetConfig)
     dim: int = 256  # of the vector that carries time and class
     predict: Kind = "v"
-    drop: float = 0.1  # share of samples that lose their label; the map is never lost
+    drop: float = 0.1  # share of samples that lose their condition; the map is never lost
+    captions: int = 0  # words of a caption that are read, in place of the label; 0: captions are not used
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -58,21 +58,20 @@ class Palette(Diffusion):
     """Diffusion in pixels that sees a degraded picture; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")
-    abilities = KNOBS | {Ability.LABEL, Ability.SOURCE, Ability.MASK}
+    abilities = KNOBS | {Ability.LABEL, Ability.TEXT, Ability.SOURCE, Ability.MASK}
 
     def __init__(self, info: DataInfo, config: PaletteConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
         c, h, w = info.shape
         self.config, self.kind, self.sampling, self.path = config, config.predict, config.sampling, cosine_path()
-        self.fits(config.net.multiple)
+        self.fits(config.net.multiple, config.captions)
         if config.task == "upscale" and (config.factor < 2 or h % config.factor or w % config.factor):
             raise UserError(f"upscale: sides of {h}x{w} are not multiples of --model.factor {config.factor}: give a divisor of them above 1")
         if config.task == "colorize" and c != 3:
             raise UserError("colorize needs color: give --data.channels 3")
         if config.task != "inpaint":
             self.abilities = self.abilities - {Ability.MASK}
-        self.net = backbone(info.shape, config.dim, config.net, map_channels={"upscale": c, "colorize": 1, "inpaint": c + 1}[config.task])
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
+        self.condition, self.net = conditional(info, config, map_channels={"upscale": c, "colorize": 1, "inpaint": c + 1}[config.task])
 
     def updates(self) -> Sequence[Update]:
         """Eq. 2, the only row."""
@@ -101,8 +100,8 @@ class Palette(Diffusion):
 
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """F([xt, map], t, label)."""
-        seen = self.condition(Condition(label=cond.label), len(x))._replace(map=self.map_of(cond, len(x), x.device))
-        out: Tensor = self.net(x, t.float(), seen)
+        n = len(x)
+        out: Tensor = self.net(x, t.float(), self.condition(cond, n, self.map_of(cond, n, x.device)))
         return out
 
     def draw(self, request: Request) -> Tensor:

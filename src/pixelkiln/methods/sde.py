@@ -27,8 +27,7 @@ from torch import Tensor
 from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
 from ..core.types import Batch, Condition, DataInfo, Moment
-from ..nets.backbone import NetConfig, backbone
-from ..nets.conditioning import Conditioner
+from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Density, draw_times, linear_path, subvp_path, ve_path
@@ -44,7 +43,8 @@ class SDEConfig:
     equation: Literal["vp", "subvp", "ve"] = "vp"
     net: NetConfig = field(default_factory=UNetConfig)
     dim: int = 256  # of the vector that carries time and class
-    drop: float = 0.1  # share of samples that lose their label
+    drop: float = 0.1  # share of samples that lose their condition
+    captions: int = 0  # words of a caption that are read, in place of the label; 0: captions are not used
     clip: bool = True  # keep estimates of x0 in [-1, 1] while sampling
     sampling: Sampling = field(default_factory=lambda: Sampling("pc-vp", 100, guidance=1.25))
 
@@ -61,9 +61,8 @@ class SDE(Diffusion):
         self.config, self.clip, self.sampling = config, config.clip, config.sampling
         self.path = {"vp": linear_path, "subvp": subvp_path, "ve": ve_path}[config.equation]()
         self.sigma_data = 0.5 if config.equation == "ve" else None
-        self.condition = Conditioner(len(info.classes), config.dim, config.drop)
-        self.net = backbone(info.shape, config.dim, config.net)
-        self.fits(config.net.multiple)
+        self.condition, self.net = conditional(info, config)
+        self.fits(config.net.multiple, config.captions)
 
     def updates(self) -> Sequence[Update]:
         """Eq. 7, the only row."""

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.types import UserError
-from ..layers.attention import attend
+from ..layers.attention import attend, beside
 from ..layers.embed import sinusoidal
 from ..layers.norm import rms_norm
 from ..layers.positions import rope_2d, rotate, sincos_2d
 from .conditioning import Conditioned, split
+from .text import Words
 
 __all__ = ["DiT", "DiTConfig"]
 
@@ -54,14 +55,15 @@ def norm(kind: str, x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """proj(softmax(q k^T / sqrt(d)) v) over the tokens; q and k normalized if asked, with a gain for each unit, then turned."""
 
-    def __init__(self, config: DiTConfig) -> None:
+    def __init__(self, config: DiTConfig, words: int = 0) -> None:
         super().__init__()
         self.heads, width = config.heads, config.width
+        self.read = nn.Linear(words, 2 * width) if words else None
         self.qkv = nn.Linear(width, 3 * width)
         self.gain = nn.Parameter(torch.ones(2, width // config.heads)) if config.qk_norm else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, words: Words | None = None) -> Tensor:
         """x (B, N, E), angles (N, d / 2) twice -> (B, N, E)."""
         b, n, e = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
@@ -70,7 +72,11 @@ class Attention(nn.Module):
             q, k = rms_norm(q) * gain[0], rms_norm(k) * gain[1]
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(b, n, e))
+        there = None
+        if self.read is not None:
+            assert words is not None
+            k, v, there = beside(k, v, self.read(words.tokens), words.there)
+        return self.proj(attend(q, k, v, there).transpose(1, 2).reshape(b, n, e))
 
 
 class Perceptron(nn.Module):
@@ -96,33 +102,33 @@ class Perceptron(nn.Module):
 class Block(nn.Module):
     """x + a1 attention(norm(x) (1 + s1) + b1), then x + a2 mlp(norm(x) (1 + s2) + b2); (b, s, a) = W silu(vec), which starts at 0."""
 
-    def __init__(self, dim: int, config: DiTConfig) -> None:
+    def __init__(self, dim: int, config: DiTConfig, words: int) -> None:
         super().__init__()
         self.norm = config.norm
-        self.attention, self.mlp = Attention(config), Perceptron(config)
+        self.attention, self.mlp = Attention(config, words), Perceptron(config)
         self.affine = nn.Linear(dim, 6 * config.width)
 
-    def forward(self, x: Tensor, vec: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(self, x: Tensor, vec: Tensor, angles: tuple[Tensor, Tensor] | None, words: Words | None = None) -> Tensor:
         """x (B, N, E), vec (B, D) after silu -> (B, N, E)."""
         b1, s1, a1, b2, s2, a2 = self.affine(vec)[:, None].to(x.dtype).chunk(6, dim=-1)  # (B, 1, E) each
-        x = torch.addcmul(x, a1, self.attention(torch.addcmul(b1, norm(self.norm, x), 1 + s1), angles).to(x.dtype))
+        x = torch.addcmul(x, a1, self.attention(torch.addcmul(b1, norm(self.norm, x), 1 + s1), angles, words).to(x.dtype))
         return torch.addcmul(x, a2, self.mlp(torch.addcmul(b2, norm(self.norm, x), 1 + s2)).to(x.dtype))
 
 
 class DiT(nn.Module):
     """F(x, t, cond): noisy images, times and the condition to what the parameterization predicts. It starts as zero.
 
-    channels: of x and the condition's map together; out_channels: of the result, by default as many. Any sides that the patch divides.
+    channels: of x and the condition's map together; out_channels: of the result, by default as many; words: attention reads those of a caption, too. Any sides that the patch divides.
     """
 
-    def __init__(self, channels: int, dim: int, config: DiTConfig, out_channels: int | None = None) -> None:
+    def __init__(self, channels: int, dim: int, config: DiTConfig, out_channels: int | None = None, words: bool = False) -> None:
         super().__init__()
         if config.width % (4 * config.heads):
             raise UserError(f"a width of {config.width} does not make {config.heads} heads of a multiple of 4: give a multiple of {4 * config.heads}")
         self.config, self.dim = config, dim
         self.time = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.stem = nn.Linear(channels * config.patch**2, config.width)
-        self.blocks = nn.ModuleList(Block(dim, config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(dim, config, dim * words) for _ in range(config.depth))
         self.affine = nn.Linear(dim, 2 * config.width)
         self.head = nn.Linear(config.width, (out_channels or channels) * config.patch**2)
         for layer in self.modules():
@@ -136,7 +142,7 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | Conditioned) -> Tensor:
         """x (B, C, H, W), t (B,) in [0, 1], cond or its vec (B, D) -> (B, C_out, H, W)."""
         config = self.config
-        x, vec = split(x, cond)
+        x, vec, words = split(x, cond)
         vec = F.silu(self.time(sinusoidal(1000 * t, 256)) + vec)  # (B, D)
         h = F.pixel_unshuffle(x, config.patch)  # (B, C p^2, H/p, W/p)
         rows, columns = h.shape[2:]
@@ -147,7 +153,7 @@ class DiT(nn.Module):
         else:
             h = h + sincos_2d(rows, columns, config.width, x.device).to(h.dtype)
         for block in self.blocks:
-            h = block(h, vec, angles)
+            h = block(h, vec, angles, words)
         shift, scale = self.affine(vec)[:, None].to(h.dtype).chunk(2, dim=-1)
         h = self.head(torch.addcmul(shift, norm(config.norm, h), 1 + scale))
         return F.pixel_shuffle(h.transpose(1, 2).unflatten(2, (rows, columns)), config.patch)

@@ -140,7 +140,7 @@ class MLPDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | Conditioned) -> Tensor:
         """x (B, C, H, W), t (B,) in [0, 1], cond or its vec (B, D) -> (B, C_out, H, W)."""
-        x, vec = split(x, cond)
+        x, vec, _ = split(x, cond)
         vec = F.silu(self.time(sinusoidal(1000 * t, self.dim)) + vec)  # (B, D)
         h = self.stem(x.flatten(1))
         for block in self.blocks:

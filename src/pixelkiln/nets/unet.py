@@ -19,6 +19,7 @@ from ..core.recipe import Size, by_size
 from ..layers.attention import SelfAttention2d
 from ..layers.embed import sinusoidal
 from .conditioning import Conditioned, split
+from .text import Words
 
 __all__ = ["UNet", "UNetConfig", "unet_of"]
 
@@ -57,7 +58,7 @@ def zeros(conv: nn.Conv2d) -> nn.Conv2d:
 class Block(nn.Module):
     """Residual block: h = conv(silu(norm x)); h = conv(silu(norm(h) (1 + scale) + shift)); skip(x) + h."""
 
-    def __init__(self, c_in: int, c_out: int, dim: int, dropout: float, attend: bool) -> None:
+    def __init__(self, c_in: int, c_out: int, dim: int, dropout: float, attend: bool, words: int = 0) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(1, c_in)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
@@ -66,28 +67,29 @@ class Block(nn.Module):
         self.dropout = dropout
         self.conv2 = zeros(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-        self.attend = SelfAttention2d(c_out) if attend else nn.Identity()
+        self.attend = SelfAttention2d(c_out, words=words) if attend else None
 
-    def forward(self, x: Tensor, vec: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vec: Tensor, words: Words | None = None) -> Tensor:
         """x (B, C_in, H, W), vec (B, D) -> (B, C_out, H, W)."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.affine(vec)[:, :, None, None].chunk(2, dim=1)  # (B, C_out, 1, 1) each
         h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
         h = self.conv2(F.dropout(h, self.dropout, self.training))
-        return self.attend(self.skip(x) + h)
+        h = self.skip(x) + h
+        return h if self.attend is None else self.attend(h, words)
 
 
 class UNet(nn.Module):
     """F(x, t, cond): noisy images, times and the condition to what the parameterisation predicts.
 
-    channels: of x and the condition's map together; out_channels: of the result, by default as many.
+    channels: of x and the condition's map together; out_channels: of the result, by default as many; words: attention reads those of a caption.
     """
 
-    def __init__(self, channels: int, dim: int, config: UNetConfig, out_channels: int | None = None) -> None:
+    def __init__(self, channels: int, dim: int, config: UNetConfig, out_channels: int | None = None, words: bool = False) -> None:
         super().__init__()
         self.config, self.dim = config, dim
         widths = [config.width * m for m in config.mults]
-        raw = channels * config.patch**2
+        raw, read = channels * config.patch**2, dim * words
         self.time = nn.Sequential(nn.Linear(config.width, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.stem = nn.Conv2d(raw, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -97,14 +99,14 @@ class UNet(nn.Module):
                 self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
                 skips.append(c)
             for _ in range(config.blocks):
-                self.down.append(Block(c, width, dim, config.dropout, i in config.attention))
+                self.down.append(Block(c, width, dim, config.dropout, i in config.attention, read))
                 c = width
                 skips.append(c)
         last = len(widths) - 1
-        self.middle = nn.ModuleList([Block(c, c, dim, config.dropout, last in config.attention), Block(c, c, dim, config.dropout, False)])
+        self.middle = nn.ModuleList([Block(c, c, dim, config.dropout, last in config.attention, read), Block(c, c, dim, config.dropout, False)])
         for i, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
-                self.up.append(Block(c + skips.pop(), width, dim, config.dropout, i in config.attention))
+                self.up.append(Block(c + skips.pop(), width, dim, config.dropout, i in config.attention, read))
                 c = width
             if i:
                 self.up.append(nn.Conv2d(c, c, 3, padding=1))
@@ -113,18 +115,18 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | Conditioned) -> Tensor:
         """x (B, C, H, W), t (B,) in [0, 1], cond or its vec (B, D) -> (B, C_out, H, W)."""
-        x, vec = split(x, cond)
+        x, vec, words = split(x, cond)
         vec = F.silu(self.time(sinusoidal(1000 * t, self.config.width)) + vec)  # (B, D)
         h = self.stem(F.pixel_unshuffle(x, self.config.patch).contiguous(memory_format=torch.channels_last))
         skips = [h]
         for layer in self.down:
-            h = layer(h, vec) if isinstance(layer, Block) else layer(h)
+            h = layer(h, vec, words) if isinstance(layer, Block) else layer(h)
             skips.append(h)
         for block in self.middle:
-            h = block(h, vec)
+            h = block(h, vec, words)
         for layer in self.up:
             if isinstance(layer, Block):
-                h = layer(torch.cat([h, skips.pop()], dim=1), vec)
+                h = layer(torch.cat([h, skips.pop()], dim=1), vec, words)
             else:
                 h = layer(F.interpolate(h, scale_factor=2, mode="nearest"))
         h = self.head(F.silu(self.norm(h)))

@@ -25,10 +25,10 @@ from .guidance import classifier_free, null_of, thresholded
 from .likelihood import ode_log_prob, signs
 from .spacing import spacing_named
 
-__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "solve", "training"]
+__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "quick", "solve", "training"]
 
 KNOBS = frozenset(
-    {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
+    {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.LEVELS, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
 )
 PASSED_ON = KNOBS | {Ability.LABEL, Ability.TEXT}  # what an editing method takes where its parent does: no pictures
 
@@ -40,6 +40,7 @@ class Sampling:
     solver: str = "dpmpp-2m"
     steps: int = 20
     spacing: str | None = None  # of the noise levels; none: as suits the solver
+    levels: tuple[float, float] | None = None  # the lowest and the highest noise level; none: as the model has them
     eta: float = 0.0  # share of ancestral noise
     churn: float = 0.0  # S_churn
     guidance: float = 1.0  # classifier-free weight, 1 = off
@@ -56,6 +57,8 @@ class Sampling:
             if getattr(request, knob) is not None and not getattr(chosen, knob):
                 able = " or ".join(name for name, each in SOLVERS.items() if getattr(each, knob))
                 raise UserError(f"solver {order.solver!r} does not take {knob}: use --solver {able}, or leave {knob} out")
+        if order.levels is not None and not 0 < order.levels[0] < order.levels[1] < math.inf:
+            raise UserError(f"levels {order.levels[0]:g},{order.levels[1]:g} are not a range of noise: give the lowest, above 0, and the highest")
         if not math.isfinite(order.guidance):
             raise UserError(f"guidance {order.guidance} is not a number to weigh by: 1 is off, 1 to 4 is usual")
         if not 0 <= order.churn < math.inf:
@@ -75,7 +78,7 @@ def clamped(denoise: Denoise, order: Sampling) -> Denoise:
 
 def from_noise(base: Denoiser, denoise: Denoise, first: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
     """Images (B, C, H, W) by a guided denoiser from standard normal `first` (B, C, H, W), the end of the path of `base`."""
-    levels = base.sigmas(order.steps, order.solver, order.spacing)
+    levels = base.sigmas(order.steps, order.solver, order.spacing, order.levels)
     x = first * (1 + float(levels[0]) ** 2) ** 0.5  # as noisy as data of unit variance are there
     return solve(denoise, x, levels, order, fresh, request)
 
@@ -102,15 +105,28 @@ def solve(denoise: Denoise, x: Tensor, levels: Tensor, order: Sampling, fresh: N
 def training(size: Size, *, steps: int, batch: int, lr: float, half_life: float, opt: OptConfig | None = None) -> TrainConfig:
     """How a family trains: tiny and small are the same for all, so that they can be compared; the arguments are those of base.
 
-    opt: another optimizer than Adam with a cosine decay, for all sizes.
+    small takes Muon, which in two minutes of MNIST gets where Adam gets in several times as many (docs/diffusion.md). opt: another optimizer,
+    for all sizes.
     """
     adam = OptConfig("adam", lr=by_size(size, tiny=2e-3, small=1e-3, base=lr), betas=(0.9, 0.99), clip=1.0, warmup=0.02, decay="cosine")
+    muon = replace(adam, kind="muon", lr=1.5e-3)
     return TrainConfig(
-        steps=by_size(size, tiny=200, small=10_000, base=steps),
-        batch=by_size(size, tiny=32, small=64, base=batch),
-        opts={"main": opt or adam},
+        steps=by_size(size, tiny=200, small=5_000, base=steps),
+        batch=by_size(size, tiny=32, small=128, base=batch),
+        opts={"main": opt or by_size(size, tiny=adam, small=muon, base=adam)},
         ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=half_life)),
     )
+
+
+def quick(size: Size, base: Sampling) -> Sampling:
+    """How a family samples: as `base`, but for tiny and small, which are the same for all.
+
+    After minutes of training the estimates at little noise are the worst, and steps there add specks: 10 steps that end at 0.05 are better than 20
+    that end at 0.001, and half the work (docs/diffusion.md).
+    """
+    few = Sampling("dpmpp-2m", 10, levels=(0.05, 80.0), guidance=1.25)
+    found: Sampling = by_size(size, tiny=few, small=few, base=base)
+    return found
 
 
 class Diffusion(Method, Denoiser, Latent, Likelihood):
@@ -120,7 +136,7 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
     sigma_data: None feeds xt itself to F; a number feeds c_in x with c_in = (s^2 + sigma_data^2)^-1/2 (Karras et al. 2022, table 1).
     """
 
-    abilities = KNOBS | {Ability.LABEL}
+    abilities = KNOBS | {Ability.LABEL, Ability.TEXT}
     path: GaussianPath
     kind: Kind
     sampling: Sampling
@@ -137,16 +153,22 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
         """The smallest and the largest noise level of the path."""
         return self.path.s_min, self.path.s_max
 
-    def fits(self, multiple: int) -> None:
-        """Called by a family once it is built: UserError where the images' sides do not divide by `multiple`, or where the prediction cannot be
-        turned into an image at the path's end; labels and guidance are refused where the data have no classes."""
+    def fits(self, multiple: int, captions: int = 0) -> None:
+        """Called by a family: UserError where the images' sides do not divide by `multiple`, where there are no captions for it to read, or
+        where the prediction cannot be turned into an image at the path's end. What the data do not have is refused of requests."""
         _, h, w = self.shape
         if h % multiple or w % multiple:
             raise UserError(f"{type(self).__name__.lower()}: images of {h}x{w} do not divide by {multiple}; give --data.resolution a multiple of it")
         if self.kind in ("eps", "score") and self.path.t_top < self.path.t_max:
             raise UserError(f"the {self.path.name} path ends in pure noise, where {self.kind} says nothing about the image: predict v, velocity, x0 or F")
-        if not self.info.classes:
-            self.abilities = self.abilities - {Ability.LABEL, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE}
+        if captions and not self.info.texts:
+            raise UserError("--model.captions: the data have none; give pictures with captions (a metadata.jsonl with text, say), or leave it out")
+        if captions or not self.info.classes:
+            self.abilities = self.abilities - {Ability.LABEL}
+        if not captions:
+            self.abilities = self.abilities - {Ability.TEXT}
+        if not captions and not self.info.classes:
+            self.abilities = self.abilities - {Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE}
 
     def c_in(self, t: Tensor) -> Tensor:
         """The factor from x to the network's input at the times t, (B,) float64."""
@@ -161,9 +183,9 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
         x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share, self.sigma_data or SIGMA_DATA)
         return x0.clamp(-1, 1) if self.clip else x0
 
-    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None) -> Tensor:
-        """Levels of the path for a solver, (steps + 1,), spaced as suits it or as asked for."""
-        return spaced(self.path, steps, spacing_named(spacing) if spacing else solver(solver_name).spacing)
+    def sigmas(self, steps: int, solver_name: str, spacing: str | None = None, levels: tuple[float, float] | None = None) -> Tensor:
+        """Levels of the path for a solver, (steps + 1,), spaced as suits it or as asked for, within the given range or the model's own."""
+        return spaced(self.path, steps, spacing_named(spacing) if spacing else solver(solver_name).spacing, levels or self.sampling.levels)
 
     def draw(self, request: Request) -> Tensor:
         """From noise to images by the requested solver; every sample has its own stream of noise."""

@@ -66,21 +66,30 @@ def few(n: int, s_min: float, s_max: float) -> Tensor:
     return _ended(torch.tensor(few_levels(n, s_min, s_max), dtype=torch.float64))
 
 
-def spaced(path: GaussianPath, n: int, spacing: Spacing) -> Tensor:
-    """Levels of n steps over the whole range of a path, spaced as a solver wants them; (n + 1,) float64."""
+def spaced(path: GaussianPath, n: int, spacing: Spacing, levels: tuple[float, float] | None = None) -> Tensor:
+    """Levels of n steps, spaced as a solver wants them, over the range of a path or the part of it between two levels; (n + 1,) float64.
+
+    UserError for levels between which the path has nothing.
+    """
+    low, high, first, last = path.s_min, path.s_max, path.t_min, path.t_top
+    if levels is not None:
+        if levels[0] >= high or levels[1] <= low:
+            raise UserError(f"levels {levels[0]:g},{levels[1]:g} lie outside those of the model, {low:.3g} to {high:.3g}")
+        low, high = max(low, levels[0]), min(high, levels[1])
+        first, last = path.t_of_ratio(torch.tensor([low, high], dtype=torch.float64)).tolist()
     match spacing:
         case "karras":
-            return karras(n, path.s_min, path.s_max)
+            return karras(n, low, high)
         case "loglinear":
-            return log_linear(n, path.s_min, path.s_max)
+            return log_linear(n, low, high)
         case "few":
-            return few(n, path.s_min, path.s_max)
+            return few(n, low, high)
         case "leading":
-            return leading_time(n, path.ratio, path.t_min, path.t_top)
+            return leading_time(n, path.ratio, first, last)
         case "linspace":
-            return linspace_time(n, path.ratio, path.t_min, path.t_top)
+            return linspace_time(n, path.ratio, first, last)
         case "time":
-            return uniform_time(n, path.ratio, path.t_top)
+            return uniform_time(n, path.ratio, last)
 
 
 def spacing_named(name: str) -> Spacing:
