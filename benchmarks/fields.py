@@ -21,13 +21,13 @@ from pixelkiln.processes import Density
 from pixelkiln.solvers.diffusion import Sampling
 
 TIMES = (0.95, 0.6, 0.3, 0.02)  # of the panels
-SIDE, REACH = 240, 2.2  # pixels of a panel, and where its edge lies
+SIDE, REACH = 240, 1.8  # pixels of a panel, and where its edge lies
 
 
 def spiral(n: int, gen: torch.Generator) -> Tensor:
     """Points (n, 1, 1, 2) of two arms, in [-1, 1]."""
     u, arm = torch.rand(n, generator=gen).sqrt(), torch.randint(2, (n,), generator=gen)
-    angle = 3 * math.pi * u + math.pi * arm
+    angle = 2 * math.pi * u + math.pi * arm
     x = torch.stack([u * angle.cos(), u * angle.sin()], 1) + 0.02 * torch.randn(n, 2, generator=gen)
     return x.view(n, 1, 1, 2)
 
@@ -67,9 +67,9 @@ def panel(flow: Flow, t: float, x: Tensor, left: int) -> str:
 
     tips = grid - 0.14 * u / u.norm(dim=1, keepdim=True).clamp_min(1)  # time runs back, from noise to data
     parts = [f'<g transform="translate({left} 24)"><rect width="{SIDE}" height="{SIDE}" class="frame"/>']
-    parts += [f'<path d="M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}" class="field"/>' for (a, b), (c, d) in zip(px(grid), px(tips), strict=True)]
-    inside = x[x.abs().amax(1) < REACH]
-    parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="1.4" class="point"/>' for a, b in px(inside)]
+    strokes = "".join(f"M{a:.0f} {b:.0f}L{c:.1f} {d:.1f}" for (a, b), (c, d) in zip(px(grid), px(tips), strict=True))
+    points = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in px(x[x.abs().amax(1) < REACH]))
+    parts.append(f'<path d="{strokes}" class="field"/><path d="{points}" class="point"/>')
     return "".join([*parts, f'</g><text x="{left + SIDE / 2}" y="15" text-anchor="middle">t = {t:g}</text>'])
 
 
@@ -89,7 +89,7 @@ def main() -> None:
                 panels.append(panel(flow, round(t, 3), x.view(-1, 2), 4 + len(panels) * (SIDE + 8)))
             x = x - h * flow.network(x, torch.full((len(x),), t, dtype=torch.float64), Condition())
     width = 4 + 4 * (SIDE + 8)
-    style = (".frame{fill:none;stroke:#8888}.field{stroke:#88888899;stroke-width:1}.point{fill:#d9480f}text{font:13px sans-serif;fill:#777}")
+    style = ".frame{fill:none;stroke:#8888}.field{stroke:#88888899;stroke-width:1}.point{stroke:#d9480f;stroke-width:2.6;stroke-linecap:round}text{font:13px sans-serif;fill:#777}"
     args.out.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {SIDE + 28}" width="{width}"><style>{style}</style>{"".join(panels)}</svg>\n', encoding="utf-8")
     data, more = spiral(4000, gen).view(-1, 2), spiral(4000, gen).view(-1, 2)
     print(f"energy distance x 1000: data and other data {1000 * energy(data, more):.2f}")

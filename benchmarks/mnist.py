@@ -37,10 +37,11 @@ class Program:
     minutes: float
     n: int = 2000
     also: int = 0  # so many of the samples are scored once more, to stand beside a peer that has no more
-    more: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # of the peer's program, or of `pixelkiln sample`
 
 
 ROWS = (
+    Program("flow", "kiln", "flow", 10, also=SLOW, more=("--guidance", "1.1")),
     Program("ddpm", "kiln", "ddpm", 10, also=SLOW),
     Program("diffusers", "diffusers", "diffusers_unet.py", 10, n=SLOW, more=("--sampler", "ddpm:1000", "--sample-batch", "256")),
     Program("document-diffusion", "peer", "document_diffusion.py", 10, n=SLOW),
@@ -69,7 +70,7 @@ def train_kiln(row: Program, args: argparse.Namespace, out: Path) -> dict[str, o
         run([KILN, "train", row.what, "--data", str(args.data), "--out", str(folder), "--budget", f"{row.minutes}m", "--resume"],
             args.work / f"{row.name}.train.log")
     start = time.perf_counter()
-    run([KILN, "sample", str(folder), "-n", str(row.n), "--out", str(out)], args.work / f"{row.name}.sample.log")
+    run([KILN, "sample", str(folder), "-n", str(row.n), "--out", str(out), *row.more], args.work / f"{row.name}.sample.log")
     wall = time.perf_counter() - start
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rates = sorted(r["images_per_s"] for r in records if "images_per_s" in r) or [0.0]

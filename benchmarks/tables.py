@@ -106,7 +106,7 @@ def summary(found: Result) -> str:
 
 
 PEERS = {  # rows of mnist.py, as a reader knows them
-    "ddpm": "`pixelkiln train ddpm`", "vae": "`pixelkiln train vae`", "vae-mlp": "`pixelkiln train vae-mlp`", "dcgan": "`pixelkiln train dcgan`",
+    "flow": "`pixelkiln train flow`", "ddpm": "`pixelkiln train ddpm` (0.1.0)", "vae": "`pixelkiln train vae`", "vae-mlp": "`pixelkiln train vae-mlp`", "dcgan": "`pixelkiln train dcgan`",
     "pca": "`pixelkiln train pca`", "diffusers": "diffusers' `UNet2DModel`, its training example", "document-diffusion": "the document's diffusion, repaired",
     "document-vae": "the document's VAE", "document-dcgan": "the document's DCGAN",
 }

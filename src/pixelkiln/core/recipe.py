@@ -9,7 +9,7 @@ from typing import Any, Literal
 from .protocols import Method
 from .types import UserError
 
-__all__ = ["DataConfig", "EmaConfig", "Expect", "OptConfig", "Recipe", "Size", "Stage", "TrainConfig", "by_size"]
+__all__ = ["DataConfig", "EmaConfig", "Expect", "OptConfig", "Recipe", "Size", "Stage", "TrainConfig", "by_size", "on_mnist"]
 
 Size = Literal["tiny", "small", "base"]
 
@@ -95,6 +95,14 @@ class Expect:
     data: str
     command: str
     hardware: str
+
+
+def on_mnist(size: str, recipe: str, budget: str, **scores: float) -> tuple[Expect, ...]:
+    """Scores of a recipe's small size on MNIST, of 1,000 samples after so much training on 2 cores of a Xeon with AMX, in bf16; () for other sizes."""
+    train, evaluate = f"pixelkiln train {recipe} --data mnist --out R --budget {budget}", "pixelkiln evaluate R -n 1000"
+    if size != "small":
+        return ()
+    return tuple(Expect(name, value, "mnist", f"{train}; {evaluate}", "2 cores of a Xeon with AMX, bf16") for name, value in scores.items())
 
 
 @dataclass(frozen=True)

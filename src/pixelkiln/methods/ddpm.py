@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, Expect, Recipe, Size, Stage, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
@@ -31,11 +31,6 @@ from ..solvers.diffusion import Diffusion, Sampling, quick, training
 __all__ = ["DDPM", "DDPMConfig", "ddpm"]
 
 BINS = 100  # of time, for --model.balance
-
-MEASURED = (
-    Expect("fd", 0.40, "mnist", "pixelkiln train ddpm --data mnist --out R --budget 10m", "2 cores of a Xeon with AMX, bf16"),
-    Expect("accuracy", 0.989, "mnist", "pixelkiln evaluate R -n 2000", "2 cores of a Xeon with AMX, bf16"),
-)
 
 
 @dataclass(frozen=True)
@@ -104,5 +99,5 @@ def ddpm(size: Size = "small") -> Recipe:
         family="diffusion",
         paper="Ho, Jain, Abbeel, Denoising Diffusion Probabilistic Models, 2020, arXiv 2006.11239",
         summary="diffusion in pixels, U-Net, classes with classifier-free guidance",
-        expect=by_size(size, tiny=(), small=MEASURED, base=()),
+        expect=on_mnist(size, "ddpm", "2m", fd=0.51, accuracy=0.98),
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, by_size
+from ..core.recipe import DataConfig, Expect, OptConfig, Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, conditional
 from ..nets.mpunet import MPUNetConfig
@@ -98,11 +98,11 @@ class EDM(Diffusion):
         return out
 
 
-def _recipe(size: Size, model: EDMConfig, opt: OptConfig | None, paper: str, summary: str) -> Recipe:
+def _recipe(size: Size, model: EDMConfig, opt: OptConfig | None, paper: str, summary: str, expect: tuple[Expect, ...]) -> Recipe:
     """What both have in common."""
     train = training(size, steps=400_000, batch=512, lr=1e-3, half_life=500_000, opt=opt)
     data = DataConfig(at_least=16, multiple=model.net.multiple)
-    return Recipe((Stage(EDM, model, data, train),), "diffusion", paper, summary)
+    return Recipe((Stage(EDM, model, data, train),), "diffusion", paper, summary, expect)
 
 
 def edm(size: Size = "small") -> Recipe:
@@ -111,7 +111,7 @@ def edm(size: Size = "small") -> Recipe:
     paper = "Karras, Aittala, Aila, Laine, Elucidating the Design Space of Diffusion-Based Generative Models, 2022, arXiv 2206.00364"
     density = by_size(size, tiny=SHORT, small=SHORT, base=Density("log-normal", mean=-1.2, std=1.2))
     model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density, sampling=quick(size, PAPER))
-    return _recipe(size, model, None, paper, "diffusion with preconditioning, log-normal levels, Heun")
+    return _recipe(size, model, None, paper, "diffusion with preconditioning, log-normal levels, Heun", on_mnist(size, "edm", "2m", fd=0.77, accuracy=0.972))
 
 
 def edm2(size: Size = "small") -> Recipe:
@@ -126,4 +126,4 @@ def edm2(size: Size = "small") -> Recipe:
     model = EDMConfig(net, by_size(size, tiny=32, small=256, base=512), density=density, uncertainty=True, sampling=quick(size, PAPER))
     opt = OptConfig(by_size(size, tiny="adam", small="muon", base="adam"), lr=by_size(size, tiny=1e-2, small=1.5e-2, base=1e-2), betas=(0.9, 0.99), warmup=0.02, decay="cosine")
     paper = "Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models, 2024, arXiv 2312.02696"
-    return _recipe(size, model, opt, paper, "EDM with a magnitude-preserving network and learned uncertainty")
+    return _recipe(size, model, opt, paper, "EDM with a magnitude-preserving network and learned uncertainty", on_mnist(size, "edm2", "2m", fd=4.68, accuracy=0.907))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Denoiser, Method, Score, Update
-from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size, on_mnist
 from ..core.rng import noise, streams
 from ..core.types import Batch, Condition, DataInfo, Moment, Request, UserError
 from ..nets.backbone import NetConfig, conditional
@@ -179,4 +179,5 @@ def iddpm(size: Size = "small") -> Recipe:
         family="diffusion",
         paper="Nichol, Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021, arXiv 2102.09672",
         summary="diffusion with a learned variance and a bound on the likelihood, in bits per dimension",
+        expect=on_mnist(size, "iddpm", "2m", fd=0.64, accuracy=0.976),
     )

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import Batch, Condition, DataInfo, Moment
 from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
@@ -84,12 +84,13 @@ class SDE(Diffusion):
 
 def _recipe(size: Size, equation: Literal["vp", "subvp", "ve"], solver: str, summary: str) -> Recipe:
     """What the three have in common."""
+    expect = on_mnist(size, f"{equation}-sde", "2m", **({} if equation == "ve" else {"fd": {"vp": 5.89, "subvp": 6.61}[equation]}))
     net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=4, attention=(1,), dropout=0.1))
     steps = by_size(size, tiny=10, small=50, base=1000) if solver.startswith("pc") else 18
     model = SDEConfig(equation, net, by_size(size, tiny=32, small=256, base=512), sampling=Sampling(solver, steps, guidance=1.25))
-    train = training(size, steps=1_000_000, batch=128, lr=2e-4, half_life=900_000)
+    train = training(size, steps=1_000_000, batch=128, lr=2e-4, half_life=900_000, muon=False)
     paper = "Song et al., Score-Based Generative Modeling through Stochastic Differential Equations, 2021, arXiv 2011.13456"
-    return Recipe((Stage(SDE, model, DataConfig(at_least=16, multiple=net.multiple), train),), "diffusion", paper, summary)
+    return Recipe((Stage(SDE, model, DataConfig(at_least=16, multiple=net.multiple), train),), "diffusion", paper, summary, expect)
 
 
 def vp_sde(size: Size = "small") -> Recipe:
