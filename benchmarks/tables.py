@@ -152,7 +152,7 @@ def put(text: str, mark: str, write: Callable[[], str]) -> str:
 
 def newest(kind: str) -> Result | None:
     """The newest result of a kind."""
-    results = sorted((ROOT / "benchmarks" / "results").glob(f"*-{kind}.json"))
+    results = sorted((ROOT / "benchmarks" / "results").glob(f"????-??-??-{kind}.json"))
     return json.loads(results[-1].read_text()) if results else None
 
 

@@ -84,7 +84,7 @@ class SDE(Diffusion):
 
 def _recipe(size: Size, equation: Literal["vp", "subvp", "ve"], solver: str, summary: str) -> Recipe:
     """What the three have in common."""
-    expect = on_mnist(size, f"{equation}-sde", "2m", **({} if equation == "ve" else {"fd": {"vp": 5.89, "subvp": 6.61}[equation]}))
+    expect = on_mnist(size, f"{equation}-sde", "2m", fd={"vp": 5.89, "subvp": 6.61, "ve": 14.6}[equation])
     net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=4, attention=(1,), dropout=0.1))
     steps = by_size(size, tiny=10, small=50, base=1000) if solver.startswith("pc") else 18
     model = SDEConfig(equation, net, by_size(size, tiny=32, small=256, base=512), sampling=Sampling(solver, steps, guidance=1.25))
