@@ -11,8 +11,8 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from pixelkiln.core.types import Condition, UserError
-from pixelkiln.processes import GaussianPath, cosine_path, linear_path, to_x0
+from pixelkiln.core.types import Condition, Request, UserError
+from pixelkiln.processes import GaussianPath, cosine_path, flow_path, linear_path, to_x0
 from pixelkiln.solvers import (
     SOLVERS,
     classifier_free,
@@ -27,6 +27,7 @@ from pixelkiln.solvers import (
     spaced,
     uniform_time,
 )
+from pixelkiln.solvers.diffusion import Sampling
 from pixelkiln.solvers.few import cost
 from pixelkiln.solvers.guidance import joined
 from pixelkiln.solvers.spacing import Spacing
@@ -164,3 +165,27 @@ def test_joined_conditions():
     assert joined((Condition(), Condition()), 2).given() == frozenset()
     with pytest.raises(ValueError, match="source"):
         joined((one, Condition()), 2)
+
+
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+def test_levels_asked_for_bound_every_spacing_within_the_path(spacing: Spacing) -> None:
+    path = flow_path()  # it ends in pure noise, 1e4
+    s = spaced(path, 8, spacing, (0.05, 80.0))
+    assert s[-1] == 0
+    assert float(s[0]) <= 80.0 * (1 + 1e-9)
+    assert float(s[-2]) >= 0.05 * (1 - 1e-9)
+    if spacing != "leading":
+        assert float(s[0]) == pytest.approx(80.0)
+    if spacing in ("karras", "loglinear", "linspace"):
+        assert float(s[-2]) == pytest.approx(0.05)
+    assert torch.equal(spaced(path, 8, spacing, (1e-9, 1e9)), spaced(path, 8, spacing, (path.s_min, path.s_max)))  # no wider than the path
+    with pytest.raises(UserError, match="lie outside"):
+        spaced(path, 8, spacing, (2e4, 3e4))
+
+
+def test_a_range_of_levels_that_means_nothing_is_refused() -> None:
+    for levels in ((0.0, 1.0), (2.0, 1.0), (0.1, math.inf), (math.nan, 1.0)):
+        with pytest.raises(UserError, match="not a range of noise"):
+            Sampling().asked(Request((0,), levels=levels))
+    assert Sampling(levels=(0.1, 1.0)).asked(Request((0,))).levels == (0.1, 1.0)
+    assert Sampling(levels=(0.1, 1.0)).asked(Request((0,), levels=(0.2, 3.0))).levels == (0.2, 3.0)

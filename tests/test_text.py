@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pixelkiln.core.types import Ability, Condition, DataInfo, ImageShape, Request, UserError
+from pixelkiln.core.recipe import DataConfig
+from pixelkiln.core.types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
+from pixelkiln.data import open_source
+from pixelkiln.engine.sample import in_turn
 from pixelkiln.layers.attention import SelfAttention2d, attend, beside
+from pixelkiln.methods.ddpm import DDPM, DDPMConfig
 from pixelkiln.methods.flow import Flow, FlowConfig
 from pixelkiln.nets.backbone import NetConfig, backbone
 from pixelkiln.nets.conditioning import Conditioner
@@ -135,3 +140,28 @@ def test_a_model_that_reads_captions_takes_text_in_place_of_labels() -> None:
     plain = Flow(INFO, FlowConfig(config.net, dim=16))
     assert Ability.TEXT not in plain.abilities
     assert Ability.LABEL in plain.abilities
+
+
+def test_captions_are_told_to_methods_asked_in_turn_and_part_of_the_digest() -> None:
+    data = open_source("shapes", DataConfig(resolution=16))
+    assert data.texts is not None
+    info = data.info
+    assert len(info.texts) == 256
+    assert set(info.texts) <= set(data.texts)
+    method = Flow(info, FlowConfig(UNetConfig(width=8, mults=(1,), blocks=1, attention=(0,)), dim=16, captions=8))
+    assert in_turn(method, 300).text == (info.texts * 2)[:300]
+    told = replace(data, texts=("other", *data.texts[1:]))
+    assert told.digest() != data.digest()
+    assert replace(data, texts=None).digest() != data.digest()
+
+
+def test_every_time_gets_the_same_weight_with_balance() -> None:
+    torch.manual_seed(0)
+    config = DDPMConfig(UNetConfig(width=8, mults=(1,), blocks=1, attention=()), dim=16, balance=True)
+    method = DDPM(INFO, config).train()
+    assert "bins" in method.updates()[0].nets
+    x, label = torch.randn(64, 3, 8, 8).clamp(-1, 1), torch.arange(64) % 2
+    for step in range(40):
+        terms = method.loss(Batch(x, Condition(label=label)), Moment(step, 40, 64 * step))
+    assert float(terms["loss"].detach()) == pytest.approx(1.0, abs=0.1)  # each loss over the mean of its time's
+    assert float(terms["error"]) != pytest.approx(1.0, abs=0.01)

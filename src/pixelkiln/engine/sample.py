@@ -152,6 +152,8 @@ class Trained:
             text = [method.info.texts[int(torch.randint(len(method.info.texts), (), generator=generator(s, "text")))] for s in seeds]
         if text is not None:
             texts = [text] if isinstance(text, str) else text
+            if not texts:
+                raise UserError("no caption is given: give --text one, or leave it out")
             found["text"] = tuple(texts[i % len(texts)] for i in range(n))
         if source is not None:
             several = from_uint8(source if source.ndim == 4 else source[None])
