@@ -21,7 +21,7 @@ ALLOWED = {
     "data": {"core"},
     "metrics": {"core"},
     "nets": {"core", "layers"},
-    "objectives": {"core", "processes"},
+    "objectives": {"core", "layers", "processes"},
     "solvers": {"core", "processes"},
     "methods": {"core", "processes", "nets", "objectives", "solvers"},
     "edit": {"core", "processes", "nets", "objectives", "solvers"},

@@ -33,12 +33,13 @@ class DataConfig:
 class OptConfig:
     """One optimiser. The learning rate at a step is a pure function: warm-up, then the decay to `final` times the rate."""
 
-    kind: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    kind: Literal["adam", "adamw", "rmsprop", "sgd", "muon"] = "adam"
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float | None = None  # largest gradient norm
+    bound: float | None = None  # after each step, weights are cut to [-bound, bound]
     warmup: float = 0.0  # share of all steps in which the rate rises linearly from 0
     decay: Literal["constant", "cosine", "linear"] = "constant"
     final: float = 0.0  # the rate at the end, as a share of lr

@@ -148,6 +148,10 @@ class Trainer:
             if config.clip is not None:
                 found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
             opt.step()
+            if config.bound is not None:
+                with torch.no_grad():
+                    torch._foreach_clamp_min_(self.owned[row.opt], -config.bound)
+                    torch._foreach_clamp_max_(self.owned[row.opt], config.bound)
             opt.zero_grad(set_to_none=True)
         return found
 

@@ -21,6 +21,8 @@ def build(config: OptConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.
     fused = all(p.device.type in ("cpu", "cuda") for p in params)
     if config.kind == "sgd":
         return torch.optim.SGD(params, config.lr, momentum=config.betas[0], weight_decay=config.weight_decay, fused=fused)
+    if config.kind == "rmsprop":
+        return torch.optim.RMSprop(params, config.lr, alpha=config.betas[1], eps=config.eps, weight_decay=config.weight_decay, momentum=config.betas[0])
     if config.kind == "muon":
         return Muon(params, config.lr, config.betas, config.eps, config.weight_decay)
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam

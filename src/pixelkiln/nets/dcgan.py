@@ -1,20 +1,22 @@
-"""The all-convolutional generator and discriminator of DCGAN. n images, C channels, H x W pixels, d latent, w width."""
+"""The all-convolutional generator and discriminator of DCGAN. n images, C channels, H x W pixels, d latent, K classes, w width."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, final
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from ..core.types import ImageShape, UserError
+from ..layers.batchnorm import ConditionalBatchNorm
 from ..layers.conv import Conv2d, ConvTranspose2d
+from ..layers.spectral import spectral
+from .judge import Condition, Judge, joined, planes
 
-__all__ = ["Discriminator", "Generator", "stem", "with_standing_stats"]
-
-MOMENTUM = 0.1  # of the running statistics: the new batch's share
-
+__all__ = ["DCGANNets", "Generator", "dcgan_nets", "stem"]
 
 def stem(shape: ImageShape) -> tuple[int, int, int]:
     """The grid that doubling starts from and the number of doublings, (h, w, k): H = h 2^k and W = w 2^k with h, w in 4..15 and
@@ -36,80 +38,80 @@ def widths(width: int, k: int) -> list[int]:
 def init_weights(net: nn.Module) -> None:
     """Weights ~ N(0, 0.02), normalisation gains ~ N(1, 0.02), biases 0 (Radford et al. 2016, section 4)."""
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
             nn.init.normal_(module.weight, 1.0, 0.02)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        elif isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and not parametrize.is_parametrized(module):
             nn.init.normal_(module.weight, 0.0, 0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
 
+@dataclass(frozen=True)
+class DCGANNets:
+    """Strided convolutions on both sides."""
+
+    g_width: int = 64  # generator's channels at half the resolution, doubled at each lower one
+    d_width: int = 64  # discriminator's, likewise
+    norm: Literal["batch", "layer", "spectral", "none"] = "batch"  # of the discriminator; a gradient penalty forbids batch
+    condition: Condition = "none"  # where a label enters; projection: into G's BatchNorms, too
+
+
+@final
 class Generator(nn.Module):
     """z (n, d) -> images (n, C, H, W) in [-1, 1]: strided transposed convolutions, BatchNorm but at the output, ReLU, tanh.
 
-    `width` is the number of channels at half the resolution. Radford et al. 2016, section 3 and figure 1.
+    `g_width` is the number of channels at half the resolution. Radford et al. 2016, section 3 and figure 1. A label joins z as a one-hot vector,
+    or sets the scale and shift of every BatchNorm (condition "projection").
     """
 
-    def __init__(self, shape: ImageShape, latent: int, width: int) -> None:
+    def __init__(self, shape: ImageShape, latent: int, classes: int, config: DCGANNets) -> None:
         super().__init__()
         h, w, k = stem(shape)
-        c = widths(width, k)
+        c = widths(config.g_width, k)
         top = c[-1]
-        self.grid = (h, w, top)
-        self.stem = nn.Linear(latent, h * w * top, bias=False)  # a transposed convolution of a 1 x 1 image
-        blocks: list[nn.Module] = [nn.BatchNorm2d(top, momentum=MOMENTUM), nn.ReLU(inplace=True)]
-        for high, low in reversed(list(pairwise(c))):
-            blocks += [ConvTranspose2d(low, high, 4, 2, 1, bias=False), nn.BatchNorm2d(high, momentum=MOMENTUM), nn.ReLU(inplace=True)]
-        blocks += [ConvTranspose2d(width, shape.channels, 4, 2, 1), nn.Tanh()]
-        self.blocks = nn.Sequential(*blocks)
+        self.grid, self.classes, self.by_norm = (h, w, top), classes, config.condition == "projection" and classes > 0
+        self.stem = nn.Linear(latent + (0 if self.by_norm else classes), h * w * top, bias=False)  # a transposed convolution of a 1 x 1 image
+        outs = [*reversed(c[:-1]), shape.channels]
+        self.norms = nn.ModuleList(self.norm(n) for n in reversed(c))
+        self.convs = nn.ModuleList(ConvTranspose2d(a, b, 4, 2, 1, bias=i == k - 1) for i, (a, b) in enumerate(zip(reversed(c), outs, strict=True)))
         init_weights(self)
 
-    def forward(self, z: Tensor) -> Tensor:
-        """z (n, d) -> x (n, C, H, W)."""
+    def norm(self, channels: int) -> nn.Module:
+        """After a convolution."""
+        return ConditionalBatchNorm(channels, self.classes) if self.by_norm else nn.BatchNorm2d(channels)
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """z (n, d), label (n,) -> x (n, C, H, W)."""
+        if self.by_norm and label is not None:
+            args = (nn.functional.one_hot(label, self.classes).to(z.dtype),)
+        else:
+            args, z = (), joined(z, label, self.classes)
         h = self.stem(z).unflatten(1, self.grid).permute(0, 3, 1, 2)  # (n, top, h, w), already channels last
-        x: Tensor = self.blocks(h)
-        return x
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            h = conv(norm(h, *args).relu_())
+        return h.tanh()
 
 
-class Discriminator(nn.Module):
-    """Images (n, C, H, W) in [-1, 1] -> logits (n,): strided convolutions, BatchNorm but at the input, LeakyReLU 0.2.
+def trunk(channels: int, shape: ImageShape, config: DCGANNets) -> tuple[nn.Module, int, Callable[[nn.Module], nn.Module]]:
+    """Images of so many channels -> features (n, F): strided convolutions, a norm but at the input, LeakyReLU 0.2; F; what goes around weights.
 
     Real and generated images go through it in separate calls, so that their batch statistics do not mix.
     """
-
-    def __init__(self, shape: ImageShape, width: int) -> None:
-        super().__init__()
-        h, w, k = stem(shape)
-        blocks: list[nn.Module] = [Conv2d(shape.channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        c = widths(width, k)
-        for high, low in pairwise(c):
-            blocks += [Conv2d(high, low, 4, 2, 1, bias=False), nn.BatchNorm2d(low), nn.LeakyReLU(0.2, inplace=True)]
-        self.blocks = nn.Sequential(*blocks, nn.Conv2d(c[-1], 1, (h, w)))
-        init_weights(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (n, C, H, W) -> logits (n,)."""
-        logits: Tensor = self.blocks(x).flatten()
-        return logits
+    h, w, k = stem(shape)
+    c = widths(config.d_width, k)
+    wrap: Callable[[nn.Module], nn.Module] = spectral if config.norm == "spectral" else lambda m: m
+    blocks: list[nn.Module] = [wrap(Conv2d(channels, c[0], 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
+    for high, low in pairwise(c):
+        norm = {"batch": [nn.BatchNorm2d(low)], "layer": [nn.GroupNorm(1, low)]}.get(config.norm, [])
+        blocks += [wrap(Conv2d(high, low, 4, 2, 1, bias=not norm)), *norm, nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*blocks, nn.Flatten()), c[-1] * h * w, wrap
 
 
-def with_standing_stats(net: Generator, z: Tensor, reference: Tensor) -> Tensor:
-    """G(z) (n, C, H, W) with every BatchNorm's statistics measured on reference latents (m, d): "standing statistics".
-
-    They belong to the very weights that draw (running ones lag behind, and were gathered by other weights than averaged ones),
-    and row i depends on z[i] alone. The net, its own buffers included, is left as it was; gradients flow to z.
-    (Brock et al. 2019, arXiv 1809.11096, has them for the same reason.)
-    """
-    stats = {name: torch.zeros_like(buffer) for name, buffer in net.named_buffers()}
-    training = net.training
-    try:
-        with torch.no_grad():
-            functional_call(net.train(), stats, (reference,))  # from zero, one call leaves MOMENTUM * statistic
-            for name in stats:
-                if name.endswith(("running_mean", "running_var")):
-                    stats[name] /= MOMENTUM
-        x: Tensor = functional_call(net.eval(), stats, (z,))
-        return x
-    finally:
-        net.train(training)
+def dcgan_nets(shape: ImageShape, latent: int, classes: int, config: DCGANNets) -> tuple[nn.Module, nn.Module]:
+    """Generator and discriminator; the weights of both begin as the paper's."""
+    generator = Generator(shape, latent, classes, config)
+    features, size, wrap = trunk(shape.channels + planes(config.condition, classes), shape, config)
+    judge = Judge(features, size, shape, classes, config.condition, wrap)
+    init_weights(judge)
+    return generator, judge

@@ -1,20 +1,43 @@
-"""Adversarial losses as pure functions of the discriminator's logits (never of probabilities: no sigmoid, no log, no epsilon)."""
+"""Adversarial objectives as pure functions of the discriminator's logits (never of probabilities: no sigmoid, no log, no epsilon).
+
+Every one is a pair: L_D(real, fake, smoothing), L_G(real, fake), means over the batch to be minimised, fp32. real = D(x), fake = D(G(z)), of equal shapes.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["non_saturating_d", "non_saturating_g"]
+__all__ = ["OBJECTIVES", "Name", "Objective", "non_saturating_d", "non_saturating_g"]
+
+Name = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 
 
-def non_saturating_d(real: Tensor, fake: Tensor) -> Tensor:
+class Objective(Protocol):
+    """One game. `smooths`: it has a target for real images that smoothing lowers. `paired`: L_G looks at D(x), too."""
+
+    smooths: bool
+    paired: bool
+
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor: ...
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor: ...
+
+
+def non_saturating_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
     """Discriminator's cross-entropy, a scalar >= 0 in nats: the mean over the batch.
 
     -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))) = softplus(-D(x)) + softplus(D(G(z))). Logits of any shapes.
-    Goodfellow et al. 2014, arXiv 1406.2661, eq. 1.
+    Goodfellow et al. 2014, arXiv 1406.2661, eq. 1. smoothing s: the target of real images is 1 - s, that of generated ones stays 0
+    (one-sided: Salimans et al. 2016, arXiv 1606.03498, section 3.4).
     """
-    return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
+    real, fake = real.float(), fake.float()
+    return (1 - smoothing) * F.softplus(-real).mean() + smoothing * F.softplus(real).mean() + F.softplus(fake).mean()
 
 
 def non_saturating_g(fake: Tensor) -> Tensor:
@@ -24,3 +47,94 @@ def non_saturating_g(fake: Tensor) -> Tensor:
     while that of log(1 - sigmoid(D(G(z)))) dies. Logits of any shape. Goodfellow et al. 2014, arXiv 1406.2661, section 3.
     """
     return F.softplus(-fake.float()).mean()
+
+
+class NonSaturating:
+    """Goodfellow et al. 2014, arXiv 1406.2661, section 3: the cross-entropy for D, -log D(G(z)) for G."""
+
+    smooths, paired = True, False
+
+    d = staticmethod(non_saturating_d)
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor:
+        return non_saturating_g(fake)
+
+
+class Minimax:
+    """Goodfellow et al. 2014, arXiv 1406.2661, eq. 1: G minimises log(1 - sigmoid(D(G(z)))) = -softplus(D(G(z))), which saturates."""
+
+    smooths, paired = True, False
+
+    d = staticmethod(non_saturating_d)
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor:
+        return -F.softplus(fake.float()).mean()
+
+
+class LeastSquares:
+    """Mao et al. 2017, arXiv 1611.04076, eq. 9 (a = 0, b = c = 1): L_D = ((D(x) - 1)^2 + D(G(z))^2) / 2, L_G = (D(G(z)) - 1)^2 / 2."""
+
+    smooths, paired = True, False
+
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+        return 0.5 * (real.float() - (1 - smoothing)).square().mean() + 0.5 * fake.float().square().mean()
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor:
+        return 0.5 * (fake.float() - 1).square().mean()
+
+
+class Hinge:
+    """Lim and Ye 2017, arXiv 1705.02894; Miyato et al. 2018, arXiv 1802.05957, eq. 16 and 17: L_D = max(0, 1 - D(x)) + max(0, 1 + D(G(z))), L_G = -D(G(z))."""
+
+    smooths, paired = False, False
+
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor:
+        return -fake.float().mean()
+
+
+class Wasserstein:
+    """Arjovsky et al. 2017, arXiv 1701.07875, eq. 2 and 3: L_D = D(G(z)) - D(x), minus the estimate of W1 where D is 1-Lipschitz; L_G = -D(G(z))."""
+
+    smooths, paired = False, False
+
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+        return fake.float().mean() - real.float().mean()
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor:
+        return -fake.float().mean()
+
+
+class Relativistic:
+    """Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2025, arXiv 2501.05441, eq. 2: each real image against one generated one,
+    L_D = softplus(-(D(x) - D(G(z)))), L_G = softplus(-(D(G(z)) - D(x)))."""
+
+    smooths, paired = False, True
+
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.softplus(fake.float() - real.float()).mean()
+
+    @staticmethod
+    def g(real: Tensor, fake: Tensor) -> Tensor:
+        return F.softplus(real.float() - fake.float()).mean()
+
+
+OBJECTIVES: Mapping[str, type[Objective]] = {
+    "minimax": Minimax,
+    "non-saturating": NonSaturating,
+    "least-squares": LeastSquares,
+    "hinge": Hinge,
+    "wasserstein": Wasserstein,
+    "relativistic": Relativistic,
+}
