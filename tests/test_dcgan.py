@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from pixelkiln.core.recipe import Size
 from pixelkiln.core.types import Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
 from pixelkiln.engine.loop import only
+from pixelkiln.layers.standing import with_standing_stats
 from pixelkiln.methods.dcgan import DCGAN, DCGANConfig, dcgan
-from pixelkiln.nets.dcgan import Discriminator, Generator, stem, with_standing_stats
+from pixelkiln.nets.dcgan import DCGANNets, Generator, dcgan_nets, stem
 from pixelkiln.objectives.adversarial import non_saturating_d, non_saturating_g
 
 NOW = Moment(0, 1, 0)
@@ -23,7 +24,7 @@ NOW = Moment(0, 1, 0)
 
 def small(channels: int = 1, side: int = 16, reference: int = 64) -> DCGAN:
     torch.manual_seed(0)
-    return DCGAN(DataInfo(ImageShape(channels, side, side)), DCGANConfig(latent=8, g_width=8, d_width=8, reference=reference))
+    return DCGAN(DataInfo(ImageShape(channels, side, side)), DCGANConfig(nets=DCGANNets(8, 8), latent=8, reference=reference))
 
 
 def images(n: int = 16, channels: int = 1, side: int = 16) -> Tensor:
@@ -68,10 +69,11 @@ def test_losses_are_computed_in_float32() -> None:
 def test_sides(height: int, width: int, expected: tuple[int, int, int]) -> None:
     shape = ImageShape(3, height, width)
     assert stem(shape) == expected
-    generator, discriminator = Generator(shape, 8, 4), Discriminator(shape, 4)
+    generator, discriminator = dcgan_nets(shape, 8, 0, DCGANNets(4, 4))
     x = generator(torch.randn(2, 8))
     assert x.shape == (2, 3, height, width) and float(x.detach().abs().max()) <= 1
-    assert discriminator(x).shape == (2,)
+    logits, features = discriminator(x)
+    assert logits.shape == (2,) and features.shape == (2, discriminator.head.in_features)
 
 
 @pytest.mark.parametrize("side", [7, 15, 34, 100])
@@ -84,11 +86,13 @@ def test_other_sides_are_refused_with_the_remedy(side: int) -> None:
 def test_guidelines() -> None:
     """No pooling, BatchNorm everywhere but at G's output and D's input and output, ReLU and tanh in G, LeakyReLU 0.2 in D; init."""
     torch.manual_seed(0)
-    generator, discriminator = Generator(ImageShape(3, 64, 64), 100, 16), Discriminator(ImageShape(3, 64, 64), 16)
-    names = [type(m).__name__ for m in generator.blocks]
-    assert names == ["BatchNorm2d", "ReLU"] + ["ConvTranspose2d", "BatchNorm2d", "ReLU"] * 3 + ["ConvTranspose2d", "Tanh"]
-    names = [type(m).__name__ for m in discriminator.blocks]
-    assert names == ["Conv2d", "LeakyReLU"] + ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3 + ["Conv2d"]
+    generator, discriminator = dcgan_nets(ImageShape(3, 64, 64), 100, 0, DCGANNets(16, 16))
+    assert [type(m) for m in generator.norms] == [nn.BatchNorm2d] * 4
+    outs = [conv.out_channels for conv in generator.convs]
+    assert outs == [64, 32, 16, 3] and [conv.bias is not None for conv in generator.convs] == [False, False, False, True]
+    names = [type(m).__name__ for m in discriminator.trunk]
+    assert names == ["Conv2d", "LeakyReLU"] + ["Conv2d", "BatchNorm2d", "LeakyReLU"] * 3 + ["Flatten"]
+    assert isinstance(discriminator.head, nn.Linear)  # of the 4 x 4 grid: the paper's last convolution, flattened
     for m in [*generator.modules(), *discriminator.modules()]:
         if isinstance(m, nn.LeakyReLU):
             assert m.negative_slope == 0.2
@@ -100,14 +104,16 @@ def test_guidelines() -> None:
 
 
 def test_generator_is_the_textbook_one() -> None:
-    """The linear stem is the usual transposed convolution of a 1 x 1 image: the same weights give the same images."""
-    net = Generator(ImageShape(3, 32, 32), 10, 4)
+    """The linear stem is the usual transposed convolution of a 1 x 1 image: the same weights give the same images, in training and after."""
+    net = Generator(ImageShape(3, 32, 32), 10, 0, DCGANNets(4, 4))
     h, w, top = net.grid
     first = nn.ConvTranspose2d(10, top, (h, w), 1, 0, bias=False)
     with torch.no_grad():
         first.weight.copy_(net.stem.weight.T.reshape(10, h, w, top).permute(0, 3, 1, 2))
+    textbook = nn.Sequential(first, *(m for norm, conv in zip(net.norms, net.convs, strict=True) for m in (norm, nn.ReLU(), conv)), nn.Tanh())
     z = torch.randn(6, 10)
-    torch.testing.assert_close(net(z), net.blocks(first(z[:, :, None, None])), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(z), textbook(z[:, :, None, None]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.eval()(z), textbook.eval()(z[:, :, None, None]), rtol=1e-4, atol=1e-5)
 
 
 def test_each_row_moves_its_own_net_only() -> None:
@@ -135,17 +141,20 @@ def test_discriminator_row_builds_no_graph_in_the_generator() -> None:
 def test_real_and_fake_do_not_share_batch_statistics() -> None:
     method = small().train()
     x = images()
-    expected = method.discriminator(x).detach().sigmoid().mean()
+    expected = method.discriminator(x)[0].detach().mean()
     seen = [method.d_loss(Batch(x), NOW)["d_real"] for _ in range(2)]  # two draws of fakes, one verdict on the real images
     assert float(seen[0]) == float(seen[1]) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_logged_terms_are_probabilities_without_graph() -> None:
+def test_logged_terms_are_mean_logits_without_graph() -> None:
     method = small().train()
+    heard: list[Tensor] = []
+    method.discriminator.register_forward_hook(lambda _net, _args, out: heard.append(out[0].detach()))
     d, g = method.d_loss(Batch(images()), NOW), method.g_loss(Batch(images()), NOW)
-    assert set(d) == {"loss", "d_real", "d_fake"} and set(g) == {"loss", "d_fake"}
-    for value in (d["d_real"], d["d_fake"], g["d_fake"]):
-        assert value.ndim == 0 and not value.requires_grad and 0 < float(value) < 1
+    assert set(d) == {"loss", "d_real", "d_fake", "told", "signs"} and set(g) == {"loss", "d_fake"}
+    for value, logits in zip((d["d_real"], d["d_fake"], g["d_fake"]), heard, strict=True):
+        assert value.ndim == 0 and not value.requires_grad and float(value) == pytest.approx(float(logits.mean()), rel=1e-5)
+    assert 0 <= float(d["told"]) <= 1 and float(d["signs"]) == pytest.approx(float(heard[0].sign().mean()))
 
 
 def test_standing_statistics_are_those_of_the_reference() -> None:
@@ -153,7 +162,7 @@ def test_standing_statistics_are_those_of_the_reference() -> None:
     net = small().generator
     reference = torch.randn(512, 8)
     expected = net.train()(reference)
-    torch.testing.assert_close(with_standing_stats(net, reference, reference), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(with_standing_stats(net, (reference,), (reference,)), expected, rtol=0, atol=2e-3)
 
 
 def test_samples_do_not_depend_on_stale_running_statistics() -> None:

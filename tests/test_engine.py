@@ -71,7 +71,7 @@ def test_ema_is_kept_in_fp32_and_moves_where_bf16_would_stand_still() -> None:
     assert float(tiny.net.weight.detach()) == 1.0, "exactly the weights that it had"
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "rmsprop", "sgd"])
 def test_optimiser_state_survives_as_tensors(kind: str) -> None:
     def net() -> nn.Module:
         torch.manual_seed(0)
@@ -210,20 +210,20 @@ def test_frozen_modules_are_walked_once_and_evaluation_mode_never_stays(tmp_path
     method.generator.register_forward_pre_hook(lambda net, _: seen.append(all(m.training for m in net.modules())))
     feed = Feed(open_source("digits", opened.stage.data), 8, opened.stage.data, 0)
     trainer = Trainer(method, opened.stage.train, feed.batch, 0, 4, HERE)
-    method.generator.blocks[0].eval()
+    method.generator.norms[0].eval()
     trainer.step(0)
     assert seen
     assert all(seen)
 
 
-@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adam", "adamw", "rmsprop", "sgd"])
 def test_moments_that_are_next_to_nothing_become_nothing_and_no_weight_changes(kind: str) -> None:
     """An input that falls silent: its moments sink below 1e-38 and stay there, unless they are settled; the weights are the same, bit for bit."""
 
     def trained(settled: bool) -> tuple[Tensor, Tensor]:
         torch.manual_seed(0)
         net = nn.Linear(4, 3)
-        opt = build(OptConfig(kind, lr=0.01), net.parameters())
+        opt = build(OptConfig(kind, lr=0.01, betas=(0.0, 0.9) if kind == "rmsprop" else (0.9, 0.999)), net.parameters())
         data = torch.randn(1200, 8, 4)
         data[20:, :, 0] = 0
         for k, x in enumerate(data):
@@ -233,7 +233,7 @@ def test_moments_that_are_next_to_nothing_become_nothing_and_no_weight_changes(k
             if settled and k % 100 == 99:
                 settle({"main": opt})
         state = opt.state[net.weight]
-        return net.weight.detach(), state["momentum_buffer" if kind == "sgd" else "exp_avg"]
+        return net.weight.detach(), state[{"sgd": "momentum_buffer", "rmsprop": "square_avg"}.get(kind, "exp_avg")]
 
     (plain, stuck), (same, clean) = trained(False), trained(True)
     assert bool(((stuck != 0) & (stuck.abs() < 1.2e-38)).any()), "or there is nothing to settle"

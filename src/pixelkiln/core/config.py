@@ -29,10 +29,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def variants(kind: Any) -> dict[str, Any]:
-    """The members of a union of several dataclasses by name (DiTConfig: dit), none of which has a field "kind"; empty for every other type."""
+    """The members of a union of several dataclasses by name (DiTConfig: dit, MLPNets: mlp), none of which has a field "kind"; empty for every other type."""
     members: list[Any] = [a for a in get_args(kind) if is_dataclass(a)] if get_origin(kind) in (Union, types.UnionType) else []
     assert len(members) < 2 or not any(f.name == "kind" for m in members for f in fields(m))
-    return {m.__name__.removesuffix("Config").lower(): m for m in members} if len(members) > 1 else {}
+    return {m.__name__.removesuffix("Config").removesuffix("Nets").lower(): m for m in members} if len(members) > 1 else {}
 
 
 def _variant(kind: Any, value: Any) -> str:

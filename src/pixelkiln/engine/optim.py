@@ -55,7 +55,7 @@ def settle(opts: Mapping[str, torch.optim.Optimizer]) -> None:
     """
     for opt in opts.values():
         for state in opt.state.values():
-            for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            for name in ("exp_avg", "exp_avg_sq", "square_avg", "momentum_buffer"):
                 if isinstance(moment := state.get(name), Tensor):
                     moment.copy_(nn.functional.hardshrink(moment, 1e-37))
 

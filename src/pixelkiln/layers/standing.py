@@ -29,9 +29,10 @@ def with_standing_stats(net: nn.Module, args: tuple[Any, ...], reference: tuple[
     buffers = {name: b.clone() for name, b in net.named_buffers()}
     shares = {}
     for name, m in norms.items():
+        buffers[f"{name}.num_batches_tracked"].zero_()
         for kind in ("running_mean", "running_var"):
-            buffers[f"{name}.{kind}"] = torch.zeros_like(buffers[f"{name}.{kind}"])
-            shares[f"{name}.{kind}"] = m.momentum or 1.0
+            buffers[f"{name}.{kind}"].zero_()
+            shares[f"{name}.{kind}"] = m.momentum or 1.0  # None: a plain mean over the batches
     training = net.training
     try:
         with torch.no_grad():

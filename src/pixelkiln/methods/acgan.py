@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core.protocols import Method
 from ..core.recipe import Recipe, Size, Stage, by_size
-from ..core.types import DataInfo, UserError
+from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
@@ -44,9 +44,8 @@ class ACGAN(Game):
     judges = ("discriminator", "classifier")
 
     def __init__(self, info: DataInfo, config: ACGANConfig, parents: Mapping[str, Method] | None = None) -> None:
-        if not info.classes:
-            raise UserError("acgan learns classes, and these images have none: put them into a folder for each class, or train dcgan")
         super().__init__(info, config, *players(info, config.latent, config.nets), parents)
+        self.need_labels("generator")
         self.weight = config.weight
         self.classifier = nn.Linear(self.discriminator.head.in_features, len(info.classes))
 

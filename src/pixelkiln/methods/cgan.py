@@ -4,7 +4,7 @@
 
 y joins z as a one-hot vector and the image as a learned plane; generated images are drawn for the labels of the real batch, so that labels occur as
 often as in the data, and D sees each image beside the label that it was made for. The paper's nets are perceptrons; these are DCGAN's
-(`--model.nets mlp` for the paper's).
+(`--model.nets mlp --model.nets.condition concat` for the paper's).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class CGAN(Game):
 
     def __init__(self, info: DataInfo, config: CGANConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, config, *players(info, config.latent, config.nets), parents)
+        self.need_labels("concat")
 
 
 def cgan(size: Size = "small") -> Recipe:

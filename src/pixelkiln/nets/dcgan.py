@@ -18,6 +18,7 @@ from .judge import Condition, Judge, joined, planes
 
 __all__ = ["DCGANNets", "Generator", "dcgan_nets", "stem"]
 
+
 def stem(shape: ImageShape) -> tuple[int, int, int]:
     """The grid that doubling starts from and the number of doublings, (h, w, k): H = h 2^k and W = w 2^k with h, w in 4..15 and
     k >= 1 as large as can be (64 = 4 * 2^4, 28 = 7 * 2^2). Raises `UserError` for other sides."""

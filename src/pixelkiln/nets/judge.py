@@ -27,6 +27,13 @@ def joined(z: Tensor, label: Tensor | None, classes: int) -> Tensor:
     return torch.cat([z, nn.functional.one_hot(label, classes).to(z.dtype)], dim=1)
 
 
+def table(classes: int, features: int) -> nn.Embedding:
+    """V of the projection, (K, F), so small at first that <V_y, h> is about as large as one feature."""
+    embed = nn.Embedding(classes, features)
+    nn.init.normal_(embed.weight, 0.0, features**-0.5)
+    return embed
+
+
 @final
 class Judge(nn.Module):
     """D(x, y) = w . h(x) + b, features h (n, F) by `trunk`. A label enters as
@@ -42,7 +49,7 @@ class Judge(nn.Module):
         super().__init__()
         self.trunk, self.head = trunk, wrap(nn.Linear(features, 1))
         self.plane = nn.Embedding(classes, shape.height * shape.width) if planes(condition, classes) else None
-        self.embed = wrap(nn.Embedding(classes, features)) if condition == "projection" and classes else None
+        self.embed = wrap(table(classes, features)) if condition == "projection" and classes else None
 
     def judge(self, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (n, C, H, W), label (n,) -> logits (n,), features (n, F)."""

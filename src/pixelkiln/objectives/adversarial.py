@@ -1,6 +1,7 @@
 """Adversarial objectives as pure functions of the discriminator's logits (never of probabilities: no sigmoid, no log, no epsilon).
 
-Every one is a pair: L_D(real, fake, smoothing), L_G(real, fake), means over the batch to be minimised, fp32. real = D(x), fake = D(G(z)), of equal shapes.
+Every one is a pair: L_D(real, fake, smoothing), L_G(real, fake), means over the batch to be minimised, in fp32 at least. real = D(x), fake = D(G(z)), of
+equal shapes.
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OBJECTIVES", "Name", "Objective", "non_saturating_d", "non_saturating_g"]
+__all__ = ["OBJECTIVES", "Name", "Objective", "non_saturating_d", "non_saturating_g", "wide"]
 
 Name = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+
+
+def wide(x: Tensor) -> Tensor:
+    """The same in fp32, or as it is if that is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Objective(Protocol):
@@ -36,7 +43,7 @@ def non_saturating_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tens
     Goodfellow et al. 2014, arXiv 1406.2661, eq. 1. smoothing s: the target of real images is 1 - s, that of generated ones stays 0
     (one-sided: Salimans et al. 2016, arXiv 1606.03498, section 3.4).
     """
-    real, fake = real.float(), fake.float()
+    real, fake = wide(real), wide(fake)
     return (1 - smoothing) * F.softplus(-real).mean() + smoothing * F.softplus(real).mean() + F.softplus(fake).mean()
 
 
@@ -46,7 +53,7 @@ def non_saturating_g(fake: Tensor) -> Tensor:
     -log sigmoid(D(G(z))) = softplus(-D(G(z))), whose slope in the logit tends to -1 where the discriminator rejects the image,
     while that of log(1 - sigmoid(D(G(z)))) dies. Logits of any shape. Goodfellow et al. 2014, arXiv 1406.2661, section 3.
     """
-    return F.softplus(-fake.float()).mean()
+    return F.softplus(-wide(fake)).mean()
 
 
 class NonSaturating:
@@ -70,7 +77,7 @@ class Minimax:
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
-        return -F.softplus(fake.float()).mean()
+        return -F.softplus(wide(fake)).mean()
 
 
 class LeastSquares:
@@ -80,11 +87,11 @@ class LeastSquares:
 
     @staticmethod
     def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return 0.5 * (real.float() - (1 - smoothing)).square().mean() + 0.5 * fake.float().square().mean()
+        return 0.5 * (wide(real) - (1 - smoothing)).square().mean() + 0.5 * wide(fake).square().mean()
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
-        return 0.5 * (fake.float() - 1).square().mean()
+        return 0.5 * (wide(fake) - 1).square().mean()
 
 
 class Hinge:
@@ -94,11 +101,11 @@ class Hinge:
 
     @staticmethod
     def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean()
+        return F.relu(1 - wide(real)).mean() + F.relu(1 + wide(fake)).mean()
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
-        return -fake.float().mean()
+        return -wide(fake).mean()
 
 
 class Wasserstein:
@@ -108,11 +115,11 @@ class Wasserstein:
 
     @staticmethod
     def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return fake.float().mean() - real.float().mean()
+        return wide(fake).mean() - wide(real).mean()
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
-        return -fake.float().mean()
+        return -wide(fake).mean()
 
 
 class Relativistic:
@@ -123,11 +130,11 @@ class Relativistic:
 
     @staticmethod
     def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.softplus(fake.float() - real.float()).mean()
+        return F.softplus(wide(fake) - wide(real)).mean()
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
-        return F.softplus(real.float() - fake.float()).mean()
+        return F.softplus(wide(real) - wide(fake)).mean()
 
 
 OBJECTIVES: Mapping[str, type[Objective]] = {

@@ -19,9 +19,9 @@ from ..core.rng import generator as random_stream
 from ..core.rng import noise, streams
 from ..core.types import Ability, Batch, DataInfo, Moment, Request, UserError
 from ..layers.standing import has_statistics, with_standing_stats
-from .adversarial import OBJECTIVES
+from .adversarial import OBJECTIVES, wide
 from .penalties import Critic, changed, difference_penalty, gradient_penalty, orthogonal, squared_gradient
-from .rules import Setting, checked
+from .rules import Setting, checked, suited
 from .shown import Shown
 from .truncation import truncated
 
@@ -38,7 +38,7 @@ class Game(Method, Latent):
     def __init__(self, info: DataInfo, config: Setting, generator: nn.Module, discriminator: nn.Module, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
         self.setting, self.rules = config, checked(config.rules)
-        self.generator, self.discriminator = generator, discriminator
+        self.generator, self.discriminator = generator, suited(config.rules, discriminator)
         self.objective = OBJECTIVES[config.rules.objective]
         self.shown = Shown(config.rules.augment, config.rules.noise, config.rules.noise_until)
         self.labelled = bool(getattr(generator, "classes", 0))
@@ -70,9 +70,10 @@ class Game(Method, Latent):
 
     def r_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The lazy penalty by itself, as many times as strong as it is rare (Karras et al. 2020, arXiv 1912.04958, section 4.1)."""
-        label = self.label_of(batch)
-        with torch.no_grad():
-            fake = self.generator(self.random_latents(len(batch.x)), label)
+        label, fake = self.label_of(batch), batch.x
+        if self.rules.r2:
+            with torch.no_grad():
+                fake = self.generator(self.random_latents(len(batch.x)), label)
         costs = self.smoothness(batch.x, fake, label, moment)
         return {"loss": self.rules.r_every * sum(costs.values(), torch.zeros((), device=self.device)), **parted(costs)}
 
@@ -115,29 +116,41 @@ class Game(Method, Latent):
         return found
 
     def smoothness(self, real: Tensor, fake: Tensor, label: Tensor | None, moment: Moment) -> dict[str, Tensor]:
-        """gamma / 2 E[ |grad D|^2 ] on real (R1) and on generated images (R2), through what D is shown."""
-        r, found, critic = self.rules, {}, self.critic(label, moment)
+        """gamma / 2 E[ |grad D|^2 ] on real (R1) and on generated images (R2), through what D is shown; differences, at what D is shown."""
+        r, found = self.rules, {}
         fade = r.r_end + (1 - r.r_end) * (1 + math.cos(math.pi * min(moment.progress, 1))) / 2
         for name, weight, x in (("r1", r.r1, real), ("r2", r.r2, fake)):
             if weight:
-                gamma = fade * (0.0002 * x[0, 0].numel() / len(x) if weight < 0 else weight)
+                gamma = fade * (0.0002 * x[0, 0].numel() / whole(x, moment) if weight < 0 else weight)
                 with exact(real):
-                    size = difference_penalty(critic, x, r.r_sigma) if r.r_sigma else squared_gradient(critic, x)
+                    if r.r_sigma:  # shown once, since other noise or another augmentation is no small difference
+                        size = difference_penalty(self.critic(label), self.shown(wide(x), moment), r.r_sigma)
+                    else:
+                        size = squared_gradient(self.critic(label, moment), x)
                 found[name] = gamma / 2 * size
         return found
 
-    def critic(self, label: Tensor | None, moment: Moment) -> Critic:
-        """D as a function of images alone (of a multiple of the labels' number, too), never compiled: penalties differentiate it twice."""
+    def critic(self, label: Tensor | None, moment: Moment | None = None) -> Critic:
+        """D as a function of images alone (of a multiple of the labels' number, too), which it is shown as at that moment, or as they are. It is
+        never compiled: penalties differentiate it twice."""
 
         def run(x: Tensor) -> Tensor:
             labels = None if label is None else label.repeat(len(x) // len(label))
-            return self.discriminator.judge(self.shown(x, moment), labels)[0]
+            return self.discriminator.judge(x if moment is None else self.shown(x, moment), labels)[0]
 
         return run
 
     def label_of(self, batch: Batch) -> Tensor | None:
         """The labels of the batch, for its images and for as many generated ones: those occur as often as in the data."""
         return batch.cond.label if self.labelled else None
+
+    def need_labels(self, condition: str) -> None:
+        """Raises `UserError` where images have no classes, or the networks take none, which `condition` would change."""
+        name = type(self).__name__.lower()
+        if not self.info.classes:
+            raise UserError(f"{name} learns classes, and these images have none: put them into a folder for each class, or train dcgan")
+        if not self.labelled:
+            raise UserError(f"{name} needs networks that take labels: give --model.nets.condition {condition}")
 
     def random_latents(self, n: int) -> Tensor:
         """z (n, d) ~ N(0, I) for training, from torch's global generator."""
@@ -178,9 +191,15 @@ def exact(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def whole(x: Tensor, moment: Moment) -> int:
+    """Images of a step, of which x (n, ...) may be a part (before the first step is over nobody knows)."""
+    return max(len(x), moment.images // max(moment.step, 1))
+
+
 def matrices(net: nn.Module) -> list[Tensor]:
-    """Weights of convolutions and linear layers, embeddings left out (Brock et al. 2019, section 3.1)."""
-    return [m.weight for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    """Weights (out, ...) of convolutions and linear layers, embeddings left out (Brock et al. 2019, section 3.1)."""
+    found = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    return [m.weight.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight for m in found]
 
 
 def mean(logits: Tensor) -> Tensor:

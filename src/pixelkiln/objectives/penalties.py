@@ -1,6 +1,6 @@
 """What keeps a discriminator smooth: penalties on its gradient, on its weights, and on its answers to changed images.
 
-D is a callable x (B, C, H, W) -> logits (B,). Every penalty is a scalar, a mean over the batch, fp32, that can be differentiated by D's weights.
+D is a callable x (B, C, H, W) -> logits (B,). Every penalty is a scalar, a mean over the batch, in fp32 at least, that can be differentiated by D's weights.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from .adversarial import wide
+
 __all__ = ["Critic", "changed", "difference_penalty", "gradient_penalty", "input_gradients", "orthogonal", "squared_gradient"]
 
 Critic = Callable[[Tensor], Tensor]
 
 
 def input_gradients(critic: Critic, x: Tensor) -> Tensor:
-    """d D(x_i) / d x_i of every image by itself, (B, C, H, W) fp32, with a graph to the weights.
+    """d D(x_i) / d x_i of every image by itself, (B, C, H, W), with a graph to the weights.
 
     Computed without autocast's narrow types only if the caller switches autocast off; the sum over the batch is what is differentiated, since
-    image i reaches logit i alone (which a BatchNorm in D would break: it has none where these penalties are used).
+    image i reaches logit i alone (`rules.suited` refuses a BatchNorm in D, which would break it).
     """
-    x = x.detach().requires_grad_()
-    (grad,) = torch.autograd.grad(critic(x).float().sum(), x, create_graph=True)
-    return grad.float()
+    x = wide(x.detach()).requires_grad_()
+    (grad,) = torch.autograd.grad(wide(critic(x)).sum(), x, create_graph=True)
+    return wide(grad)
 
 
 def squared_gradient(critic: Critic, x: Tensor) -> Tensor:
@@ -37,9 +39,11 @@ def squared_gradient(critic: Critic, x: Tensor) -> Tensor:
 def difference_penalty(critic: Critic, x: Tensor, sigma: float) -> Tensor:
     """The same by a random difference, E[ (D(x + sigma e) - D(x))^2 ] / sigma^2, e ~ N(0, I): no second derivatives, so that it compiles.
 
-    Its mean over e is |grad D(x)|^2 + O(sigma^2). Lin et al. 2025, arXiv 2501.08316, section 3.3 (there without the division).
+    Its mean over e is |grad D(x)|^2 + O(sigma^2). Lin et al. 2025, arXiv 2501.08316, section 3.3 (there without the division). The two answers
+    must differ by e alone: a D that draws random numbers of its own (augmentation, dropout) has no place here.
     """
-    here, there = critic(torch.cat([x, x + sigma * torch.randn_like(x)])).float().chunk(2)
+    x = wide(x)
+    here, there = wide(critic(torch.cat([x, x + sigma * torch.randn_like(x)]))).chunk(2)
     return (there - here).square().mean() / sigma**2
 
 
@@ -62,12 +66,14 @@ def orthogonal(weights: Iterable[Tensor]) -> Tensor:
     """
     total = torch.zeros(())
     for w in weights:
-        gram = w.float().flatten(1) @ w.float().flatten(1).t()
-        total = total.to(gram.device) + (gram - torch.diag(gram.diagonal())).square().sum()
+        with torch.autocast(w.device.type, enabled=False):
+            rows = wide(w).flatten(1)
+            gram = rows @ rows.t()
+        total = total.to(gram) + (gram - torch.diag(gram.diagonal())).square().sum()
     return total
 
 
 def changed(logits: Tensor, others: Tensor) -> Tensor:
     """E[ (D(x) - D(T(x)))^2 ]: D should not mind the change T. Zhang et al. 2020, arXiv 1910.12027, eq. 5; Zhao et al. 2021, arXiv 2002.04724, for
     generated images, too (bCR)."""
-    return (logits.float() - others.float()).square().mean()
+    return (wide(logits) - wide(others)).square().mean()

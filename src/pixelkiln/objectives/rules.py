@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from ..core.recipe import DataConfig, EmaConfig, OptConfig, Size, TrainConfig, by_size
 from ..core.types import UserError
 from .adversarial import OBJECTIVES, Name
 from .truncation import Truncation
 
-__all__ = ["Rules", "Setting", "adam", "checked", "data_for", "training"]
+__all__ = ["Rules", "Setting", "adam", "checked", "data_for", "suited", "training"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Rules:
     r2: float = 0.0  # ... and on generated ones
     r_end: float = 1.0  # both fall, by a cosine, to this share of themselves
     r_every: int = 1  # steps between two penalties, which then weigh so much more (lazy)
-    r_sigma: float = 0.0  # above 0: by differences at this distance in place of second derivatives
+    r_sigma: float = 0.0  # above 0: r1 and r2 by differences at this distance in place of second derivatives
     orthogonal: float = 0.0  # beta, on D's weights; on G's too
     consistency: float = 0.0  # weight of D's answers to shifted real images
     consistency_fake: float = 0.0  # ... and to shifted generated ones
@@ -59,6 +62,19 @@ def checked(rules: Rules) -> Rules:
     if rules.critic_steps < 1 or rules.r_every < 1:
         raise UserError("model.rules: critic_steps and r_every are at least 1")
     return rules
+
+
+def suited(rules: Rules, discriminator: nn.Module) -> nn.Module:
+    """The discriminator, if these rules make sense for it. Raises `UserError`."""
+    penalties = [name for name in ("gradient", "r1", "r2") if getattr(rules, name)]
+    if penalties and any(isinstance(m, _BatchNorm) for m in discriminator.modules()):
+        raise UserError(
+            f"model.rules.{penalties[0]} is a penalty on each image's own gradient, and BatchNorm in the discriminator mixes the images of a batch: "
+            "give --model.nets.norm layer (or spectral, or none)"
+        )
+    if rules.r_sigma and penalties and any(isinstance(m, nn.Dropout) and m.p for m in discriminator.modules()):
+        raise UserError("model.rules.r_sigma compares two answers of the discriminator, which dropout makes different by itself: give --model.nets.dropout 0")
+    return discriminator
 
 
 def adam(size: Size, *, small: float, base: float, betas: tuple[float, float]) -> OptConfig:
