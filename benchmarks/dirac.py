@@ -1,5 +1,5 @@
 """The picture of docs/gan.md: every objective and every rule in the smallest game there is, the Dirac-GAN (Mescheder et al. 2018, arXiv 1801.04406,
-section 2): all data at 0, a generator that is one number theta, a discriminator D(x) = psi x. Half a minute, on any machine.
+section 2): all data at 0, a generator that is one number theta, a discriminator D(x) = psi x. A minute, on any machine.
 
     python benchmarks/dirac.py [--out docs/pictures/dirac.svg]
 
@@ -106,11 +106,11 @@ def panel(objective: str, rule: str, left: int, top: int) -> str:
     at = lambda w: [(round((5 + 5 * float(t) / REACH) * SIDE), round((5 - 5 * float(p) / REACH) * SIDE)) for t, p in w]
     parts = []
     for together in (True, False):
-        way = walk(objective, rule, h=0.1, steps=700, together=together)
-        far = float(way[-150:].norm(dim=1).max())
+        way = walk(objective, rule, h=0.1, steps=400, together=together)
+        far = float(way[-100:].norm(dim=1).max())
         kind = "pale" if together else "still" if far < 0.1 else "on"
         parts.append(f'<path d="{line(at(way[::2]))}" class="{kind}"/>')
-        print(f"{objective:16} {rule:17} {'together' if together else 'in turns'}: at most {far:.3f} from the equilibrium in the last 150 of 700 steps")
+        print(f"{objective:16} {rule:17} {'together' if together else 'in turns'}: at most {far:.3f} from the equilibrium in the last 100 of 400 steps")
     (x, y), mid = at(way[-1:])[0], 5 * SIDE
     parts.append(f'<path d="M{mid - 30} {mid}h60M{mid} {mid - 30}v60" class="cross"/><circle cx="{x}" cy="{y}" r="25" class="{kind} dot"/>')
     frame = f'<rect x="5" y="5" width="{10 * SIDE - 10}" height="{10 * SIDE - 10}" class="frame"/>'
