@@ -31,8 +31,8 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.dim = dim
         w = self.matrix(weight.detach())
-        self.register_buffer("u", F.normalize(torch.randn(len(w)), dim=0))
-        self.register_buffer("v", F.normalize(torch.randn(w.shape[1]), dim=0))
+        self.register_buffer("u", F.normalize(torch.randn(len(w)), dim=0).to(w))
+        self.register_buffer("v", F.normalize(torch.randn(w.shape[1]), dim=0).to(w))
         for _ in range(WARM):
             self.iterate(w)
 
