@@ -40,7 +40,8 @@ def same_gradients(fast: Tensor, slow: Tensor, inputs: list[Tensor], rtol: float
     """The values, and the gradients of a random function of both."""
     torch.testing.assert_close(fast, slow, rtol=rtol, atol=1e-11)
     push = rand(*fast.shape, seed=99)
-    for a, b in zip(torch.autograd.grad((fast * push).sum(), inputs), torch.autograd.grad((slow * push).sum(), inputs), strict=True):
+    found, expected = (torch.autograd.grad((y * push).sum(), inputs) for y in (fast, slow))
+    for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=1e-11)
 
 
@@ -88,6 +89,7 @@ def test_attention_against_loops() -> None:
     block = PooledAttention2d(16).double()
     with torch.no_grad():
         block.gamma.fill_(0.7)
+    gamma = block.gamma
     x = rand(2, 16, 4, 6).requires_grad_()
     wf, wg, wh, wv = (m.weight[:, :, 0, 0] for m in (block.f, block.g, block.h, block.v))
     assert (len(wf), len(wg), len(wh), tuple(wv.shape)) == (2, 2, 8, (16, 8))
@@ -99,7 +101,7 @@ def test_attention_against_loops() -> None:
             for j in range(6):
                 scores = torch.stack([(f[p] * (wg @ x[n, :, i, j])).sum() for p in range(6)])
                 b = scores.exp() / scores.exp().sum()
-                out.append(0.7 * (wv @ sum(b[p] * h[p] for p in range(6))) + x[n, :, i, j])
+                out.append(gamma * (wv @ sum(b[p] * h[p] for p in range(6))) + x[n, :, i, j])
         images.append(torch.stack(out, 1).view(16, 4, 6))
     same_gradients(block(x), torch.stack(images), [x, *block.parameters()])
 
@@ -184,7 +186,7 @@ def test_features_are_sums_of_positive_parts() -> None:
     x = torch.randn(2, 3, 16, 16)
     h = trunk.blocks(x)
     assert h.shape == (2, 8, 8, 8)
-    torch.testing.assert_close(trunk(x), torch.stack([torch.stack([sum(v for v in h[n, c].flatten() if v > 0) for c in range(8)]) for n in range(2)]))
+    torch.testing.assert_close(trunk(x), torch.stack([torch.stack([sum((v for v in h[n, c].flatten() if v > 0), torch.zeros(())) for c in range(8)]) for n in range(2)]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert trunk(x).dtype == torch.float32
 
@@ -231,7 +233,7 @@ def test_attention_stands_at_the_side_asked_for() -> None:
         generator, judge = res_nets(shape, 8, 0, replace(PLAIN, attention=(16,)))
         for net in (generator, judge):
             (found,) = [m for m in net.modules() if isinstance(m, PooledAttention2d)]
-            found.register_forward_hook(lambda m, args, out: sides.append(args[0].shape[2]))
+            found.register_forward_hook(lambda m, args, out, sides=sides: sides.append(args[0].shape[2]))
         judge(generator(torch.randn(2, 8)))
         assert sides == [expected, expected], height
     with pytest.raises(UserError, match=r"attention 3: .* pass 14, 7") as caught:
@@ -347,7 +349,7 @@ def test_orthogonal_penalty_is_of_gs_trained_weights() -> None:
         rows = w.detach().double().flatten(1)
         slow += sum(float(a @ b) ** 2 for i, a in enumerate(rows) for j, b in enumerate(rows) if i != j)
     terms = method.g_loss(batch(), NOW)
-    assert float(terms["orthogonal"]) == pytest.approx(1e-4 * slow, rel=1e-4) and slow > 1
+    assert float(terms["orthogonal"].detach()) == pytest.approx(1e-4 * slow, rel=1e-4) and slow > 1
     assert "orthogonal" not in method.d_loss(batch(), NOW)  # the paper has it on G, for the sake of truncation
 
 
@@ -356,7 +358,7 @@ def test_without_classes(kind: type[Game], recipe: Any) -> None:
     method = built(kind, recipe, ()).train()
     assert Ability.LABEL not in method.abilities
     for row in method.updates():
-        assert math.isfinite(float(row.loss(batch(0), NOW)["loss"]))
+        assert math.isfinite(float(row.loss(batch(0), NOW)["loss"].detach()))
     assert method.sample(Request((0, 1), truncation=0.5)).shape == (2, 1, 16, 16)
 
 
