@@ -59,5 +59,7 @@ class SpectralNorm(nn.Module):
 def spectral(layer: Layer) -> Layer:
     """The layer with a spectrally normalised weight."""
     dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, dim))
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(weight, dim))
     return layer
