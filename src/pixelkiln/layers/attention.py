@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["SelfAttention2d", "attend", "beside"]
+__all__ = ["PooledAttention2d", "SelfAttention2d", "attend", "beside"]
 
 SHORT = 256  # positions up to which two plain matrix products beat the fused kernel on a processor
 
@@ -64,3 +67,28 @@ class SelfAttention2d(nn.Module):
             k, v, there = beside(k, v, self.read(words[0]), words[1])
         y = attend(q, k, v, there).transpose(1, 2)  # (B, HW, heads, d)
         return x + self.proj(y.reshape(b, h, w, c).permute(0, 3, 1, 2))
+
+
+@final
+class PooledAttention2d(nn.Module):
+    """y = x + gamma o, o_j = W_v sum_i b_ij W_h x_i, b_ij = softmax_i(<W_f x_i, W_g x_j>), gamma = 0 at first: no scale, no norm, no biases.
+
+    Zhang et al. 2019, arXiv 1805.08318, eq. 1 to 3; with C / 8 channels in f and g, and, as the authors' program has it, C / 2 in h and the
+    keys and values max-pooled by 2 x 2. `wrap` goes around each of the four 1 x 1 convolutions. Plain products, which a penalty can
+    differentiate twice.
+    """
+
+    def __init__(self, channels: int, wrap: Callable[[nn.Module], nn.Module] = lambda m: m) -> None:
+        super().__init__()
+        narrow, half = max(1, channels // 8), max(1, channels // 2)
+        self.g, self.f, self.h = (wrap(nn.Conv2d(channels, out, 1, bias=False)) for out in (narrow, narrow, half))
+        self.v = wrap(nn.Conv2d(half, channels, 1, bias=False))
+        self.gamma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (n, C, H, W) of the same shape."""
+        q = self.g(x).flatten(2).transpose(1, 2)  # (n, HW, C/8)
+        k = F.max_pool2d(self.f(x), 2).flatten(2)  # (n, C/8, HW/4)
+        v = F.max_pool2d(self.h(x), 2).flatten(2).transpose(1, 2)  # (n, HW/4, C/2)
+        o = ((q @ k).softmax(-1).to(v.dtype) @ v).transpose(1, 2).unflatten(2, x.shape[2:])  # (n, C/2, H, W)
+        return x + self.gamma.to(x.dtype) * self.v(o)

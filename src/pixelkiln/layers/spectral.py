@@ -31,8 +31,8 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.dim = dim
         w = self.matrix(weight.detach())
-        self.register_buffer("u", F.normalize(torch.randn(len(w)), dim=0))
-        self.register_buffer("v", F.normalize(torch.randn(w.shape[1]), dim=0))
+        self.register_buffer("u", F.normalize(torch.randn(len(w)), dim=0).to(w))
+        self.register_buffer("v", F.normalize(torch.randn(w.shape[1]), dim=0).to(w))
         for _ in range(WARM):
             self.iterate(w)
 
@@ -59,5 +59,7 @@ class SpectralNorm(nn.Module):
 def spectral(layer: Layer) -> Layer:
     """The layer with a spectrally normalised weight."""
     dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight, dim))
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(weight, dim))
     return layer

@@ -27,7 +27,7 @@ def stem(shape: ImageShape) -> tuple[int, int, int]:
         h, w, k = h // 2, w // 2, k + 1
     if k == 0 or min(h, w) < 4 or max(h, w) > 15:
         size = f"{shape.height}x{shape.width}"
-        raise UserError(f"dcgan doubles a grid of 4 to 15 pixels and cannot reach {size}: give --data.resolution 32 or 64")
+        raise UserError(f"convolutional generators double a grid of 4 to 15 pixels and cannot reach {size}: give --data.resolution 32 or 64")
     return h, w, k
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..core.protocols import Latent, Method, Update
 from ..core.rng import generator as random_stream
@@ -108,8 +109,8 @@ class Game(Method, Latent):
                 found["penalty"] = r.gradient * gradient_penalty(critic, real, fake)
         if r.r_every == 1:
             found |= self.smoothness(real, fake, label, moment)
-        if r.orthogonal:
-            found["orthogonal"] = r.orthogonal * orthogonal(matrices(self.discriminator))
+        if r.orthogonal_d:
+            found["orthogonal"] = r.orthogonal_d * orthogonal(matrices(self.discriminator))
         for name, weight, x, seen in (("consistency", r.consistency, real, logits[0]), ("consistency_fake", r.consistency_fake, fake, logits[1])):
             if weight:
                 found[name] = weight * changed(seen, critic(self.shown.moved(x)))
@@ -197,9 +198,11 @@ def whole(x: Tensor, moment: Moment) -> int:
 
 
 def matrices(net: nn.Module) -> list[Tensor]:
-    """Weights (out, ...) of convolutions and linear layers, embeddings left out (Brock et al. 2019, section 3.1)."""
-    found = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
-    return [m.weight.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else m.weight for m in found]
+    """Weights (out, ...) of convolutions and linear layers, embeddings left out (Brock et al. 2019, section 3.1); those that are trained, where a
+    spectral norm makes others of them (whose lengths no penalty could change)."""
+    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
+    found = [m.parametrizations["weight"].original if parametrize.is_parametrized(m, "weight") else m.weight for m in layers]  # type: ignore[index,union-attr]
+    return [w.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else w for m, w in zip(layers, found, strict=True)]
 
 
 def mean(logits: Tensor) -> Tensor:

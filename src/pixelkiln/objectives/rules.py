@@ -31,7 +31,8 @@ class Rules:
     r_end: float = 1.0  # both fall, by a cosine, to this share of themselves
     r_every: int = 1  # steps between two penalties, which then weigh so much more (lazy)
     r_sigma: float = 0.0  # above 0: r1 and r2 by differences at this distance in place of second derivatives
-    orthogonal: float = 0.0  # beta, on D's weights; on G's too
+    orthogonal: float = 0.0  # beta, on G's weights
+    orthogonal_d: float = 0.0  # ... on D's
     consistency: float = 0.0  # weight of D's answers to shifted real images
     consistency_fake: float = 0.0  # ... and to shifted generated ones
     augment: Literal["none", "diffaugment", "ada"] = "none"
