@@ -1,0 +1,105 @@
+"""The tables of docs/gans.md from the results of gans.py, gaussians.py, stacked.py and adversaries.py: functions that tables.py calls."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["GAN_TABLES"]
+
+Result = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """The median, and in parentheses the least and the greatest where there are several."""
+    middle = format(statistics.median(values), form)
+    return middle if len(values) == 1 else f"{middle} ({format(min(values), form)} – {format(max(values), form)})"
+
+
+def grouped(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Rows of several seeds by name, in their order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["name"], []).append(row)
+    return found
+
+
+def left_out(found: Result) -> str:
+    """What failed, in a sentence."""
+    return "".join(f" Left out: {name} ({why})." for name, why in found["failed"].items())
+
+
+def gans(found: Result) -> str:
+    """Every recipe of gans.py, best `fd` first, and the conditions."""
+    rows, labeled = [], any("histogram" in r for r in found["rows"])
+    several = sorted(grouped(found["rows"]).items(), key=lambda item: statistics.median(r["scores"]["fd"]["value"] for r in item[1]))
+    for name, runs in several:
+        def score(metric: str, form: str, runs: list[Mapping[str, Any]] = runs) -> str:
+            values = [r["scores"][metric]["value"] for r in runs if metric in r["scores"]]
+            return spread(values, form) if values else "–"
+
+        more = [score("accuracy", ".1%"), score("modes", ".0f"), score("modes-kl", ".3f")] if labeled else []
+        rates = [r["images_per_s"] for r in runs if r["images_per_s"]]
+        rows.append([f"`{name}`", score("fd", ".2f"), score("precision", ".2f"), score("recall", ".2f"), score("coverage", ".2f"), *more,
+                     f"{statistics.median(r['steps'] for r in runs):,.0f}", f"{statistics.median(rates):,.0f}" if rates else "–"])
+    head = ["recipe", "`fd`", "precision", "recall", "coverage", *(["recognized as its label", "classes", "KL of their shares"] if labeled else []), "steps", "training images/s"]
+    first, seeds = found["rows"][0], max(len(runs) for _, runs in several)
+    floor = ", ".join(f"{m} {first['scores'][m]['floor']:.2f}" for m in ("fd", "precision", "recall", "coverage"))
+    where = (f"{found['date']}, {found['machine']}: {first['minutes']:g} min of training, {first['n']:,} samples, {seeds} {'seeds: median (least – greatest)' if seeds > 1 else 'seed'}; "
+             f"as many real test images: {floor}.{left_out(found)}")
+    return f"{table(head, rows)}\n\n{where}"
+
+
+def gaussians(found: Result) -> str:
+    """Every variant of gaussians.py."""
+    rows = []
+    for name, runs in grouped(found["rows"]).items():
+        rows.append([name + (" (broken off)" if any(r["broken"] for r in runs) else ""), spread([r["modes"] for r in runs], ".0f"), spread([r["share"] for r in runs], ".0%"),
+                     spread([r["kl"] for r in runs], ".2f"), f"{statistics.median(r['averaged']['modes'] for r in runs):.0f}", f"{statistics.median(r['averaged']['share'] for r in runs):.0%}"])
+    s, floor = found["settings"], found["floor"]
+    rows.append(["true points", str(floor["modes"]), f"{floor['share']:.0%}", f"{floor['kl']:.2f}", "", ""])
+    head = ["game", "modes of 25", "of high quality", "KL to even shares", "averaged weights: modes", "of high quality"]
+    where = f"{found['date']}, {found['machine']}: {s['steps']:,} steps of {s['batch']} points, {s['n']:,} samples, {s['seeds']} {'seeds: median (least – greatest)' if s['seeds'] > 1 else 'seed'}."
+    return f"{table(head, rows)}\n\n{where}"
+
+
+def stacked(found: Result) -> str:
+    """Every recipe of stacked.py."""
+    several = sorted(grouped(found["rows"]).items(), key=lambda item: statistics.median(r["kl"] for r in item[1]))
+    rows = [[f"`{name}`", spread([r["modes"] for r in runs], ",.0f"), spread([r["kl"] for r in runs], ".2f"), f"{statistics.median(r['steps'] for r in runs):,.0f}"] for name, runs in several]
+    rows.append(["real stacks", f"{found['floor']['modes']:,}", f"{found['floor']['kl']:.2f}", ""])
+    first = found["rows"][0]
+    where = f"{found['date']}, {found['machine']}: {first['minutes']:g} min of training, {first['n']:,} samples; the classifier is right for {found['classifier accuracy']:.1%} of test digits.{left_out(found)}"
+    return f"{table(['recipe', 'modes of 1,000', 'KL, nats', 'steps'], rows)}\n\n{where}"
+
+
+def adversaries(found: Result) -> str:
+    """What each rule costs, then ours beside the textbook's."""
+    machine, s = found["machine"], found["settings"]
+    parts = []
+    for c in found["contests"]:
+        if c["contest"] == "rules":
+            rows = [[p["name"], f"{p['images_per_s']:,.0f}", f"{p['ratio']:.2f}"] for p in c["programs"]]
+            parts.append(table(["what D is held by", "images/s", "a step takes so many times as long"], rows))
+        else:
+            rows = [[p["name"], f"{p['images_per_s']:,.0f}", f"{min(p['rates']):,.0f} – {max(p['rates']):,.0f}", f"{p['ratio']:.2f}"] for p in c["programs"]]
+            parts.append(table([c["contest"].partition(": ")[2], "images/s", "turns", "pixelkiln is so many times as fast"], rows))
+    where = f"{found['date']}, {machine['processor']}, {machine['threads']} threads, {found['data']}, batches of 64; {s['rounds']} turns of {s['seconds']:g} s each; load average {machine['load_before'][0]} before."
+    return "\n\n".join([*parts, where])
+
+
+GAN_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a page -> kind of result, and what writes it
+    "gans:mnist": ("gans-mnist", gans),
+    "gans:cifar10": ("gans-cifar10", gans),
+    "gans:emoji": ("gans-emoji", gans),
+    "gans:gaussians": ("gaussians", gaussians),
+    "gans:stacked": ("stacked", stacked),
+    "gans:adversaries": ("adversaries", adversaries),
+}

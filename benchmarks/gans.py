@@ -1,0 +1,104 @@
+"""Every recipe of the family gan for the same minutes on one set of images: scores, rates, and a grid of samples of each.
+
+    python benchmarks/gans.py --data ../shared/data/mnist --work bench/gans-mnist [--minutes 2] [--seeds 3] [--recipes dcgan,wgan-gp]
+    python benchmarks/gans.py --data ../shared/data/cifar10 --work bench/gans-cifar10 --minutes 10
+    python benchmarks/gans.py --data ../shared/data/emoji/twemoji --name emoji --work bench/gans-emoji --minutes 10 --more '--data.resolution 64'
+
+Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, one at a time; the wall-clock is the same for all, steps are not. Scores: `fd`,
+precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
+if they obey), accuracy of conditional recipes. images/s: of training, a step of the generator counts as one batch whatever the discriminator's steps.
+What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-gans-NAME.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from trained import HERE, THREADS, Failed, arrays, call, family, kept, sampled, sheet, trained
+
+from pixelkiln.data import open_source
+from pixelkiln.engine.features import Extractor, extractor_for
+from pixelkiln.engine.where import processor
+
+METRICS = ("fd", "precision", "recall", "coverage", "modes", "modes-kl")
+
+
+def measured(file: Path, data: Path, conditional: bool) -> dict[str, Any]:
+    """Scores of a file of samples by `pixelkiln evaluate`: by name, value and floor; and the protocol."""
+    target = file.with_suffix(".scores.json")
+    names = (*METRICS, "accuracy") if conditional else METRICS
+    call(["evaluate", str(file), "--data", str(data), "--metrics", ",".join(names), "--json", str(target)], file.with_suffix(".eval.log"))
+    found = json.loads(target.read_text())["metrics"]
+    return {m["name"]: {"value": m["value"], "floor": m["floor"]} for m in found} | {"protocol": found[0]["protocol"]}
+
+
+def histogram(images: Tensor, extractor: Extractor) -> list[int]:
+    """How many samples are taken for each class."""
+    return torch.bincount(extractor.predict(images), minlength=extractor.num_classes).tolist()
+
+
+def one(recipe: str, seed: int, args: argparse.Namespace, extractor: Extractor) -> dict[str, Any]:
+    """Train, sample, score, draw. Raises `Failed`."""
+    folder = args.work / f"{recipe}-{seed}"
+    target = folder.with_suffix(".json")
+    row = kept(target)
+    if row is None:
+        facts = trained(recipe, args.data, folder, args.minutes, seed, args.more.split())
+        file, seconds = sampled(folder, args.n)
+        images, labels = arrays(file)
+        sheet(images, labels, folder.with_suffix(".png"))
+        row = {"name": recipe, "seed": seed, "minutes": args.minutes, "n": args.n, "conditional": labels is not None, **facts, "sample_seconds": round(seconds, 1),
+               "scores": measured(file, args.data, labels is not None and bool(extractor.classes))}
+        if extractor.classes:
+            row["histogram"] = histogram(images, extractor)
+        target.write_text(json.dumps(row, indent=1) + "\n")
+    return row
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--work", type=Path, required=True, help="where runs, samples and logs go: one folder for each set of images and each number of minutes")
+    p.add_argument("--name", help="of the images in the result's name (default: the folder's)")
+    p.add_argument("--recipes", help="with commas; default: the family gan")
+    p.add_argument("--minutes", type=float, default=2.0)
+    p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("-n", type=int, default=2000, help="samples")
+    p.add_argument("--more", default="", help="options of `pixelkiln train` for all recipes, in one word: '--data.resolution 64'")
+    args = p.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    name = args.name or args.data.name
+    real, test = (open_source(args.data, split=split) for split in ("train", "test"))
+    extractor = extractor_for(real, test, log=print)
+    rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {THREADS} threads", "data": name, "rows": rows, "failed": failed}
+    target = HERE / "results" / f"{found['date']}-gans-{name}.json"
+    for seed in range(args.seeds):  # all recipes once before any twice
+        for recipe in args.recipes.split(",") if args.recipes else family("gan"):
+            if f"{recipe} 0" in failed:
+                continue
+            try:
+                rows.append(row := one(recipe, seed, args, extractor))
+            except (Failed, ValueError) as e:
+                failed[f"{recipe} {seed}"] = str(e)
+                print(f"{recipe} {seed} is left out: {e}", flush=True)
+            else:
+                shown = "  ".join(f"{m} {v['value']:.3f}" for m, v in row["scores"].items() if m != "protocol")
+                print(f"{recipe:16} seed {seed}  {row['images_per_s']} images/s  {shown}", flush=True)
+            target.write_text(json.dumps(found, indent=1) + "\n")
+    for recipe in dict.fromkeys(r["name"] for r in rows):
+        fd = [r["scores"]["fd"]["value"] for r in rows if r["name"] == recipe]
+        print(f"{recipe:16} fd {statistics.median(fd):8.2f}  ({min(fd):.2f} to {max(fd):.2f} of {len(fd)})")
+    print(target)
+
+
+if __name__ == "__main__":
+    main()
