@@ -1,4 +1,4 @@
-"""Recipes that live outside the library, as a user's would: a two-stage one, and one that diverges."""
+"""Recipes that live outside the library, as a user's would: a two-stage one, one that diverges, and one that collapses."""
 
 from __future__ import annotations
 
@@ -92,6 +92,47 @@ class Penalized(Method):
 
     def draw(self, request: Request) -> Tensor:
         return torch.zeros(len(request.seeds), *self.shape)
+
+
+@dataclass(frozen=True)
+class CollapseConfig:
+    """Of the toy that collapses."""
+
+    always: bool = False  # whatever the rate
+
+
+class Collapsing(Method):
+    """Draws training images, or the first of them only once its weight has run away from 1: descent on a parabola of curvature 20.9, which does that
+    above a rate of 2 / 20.9. From 1.001 at a rate of 0.1 it is 0.07 away after 50 steps and 5.5 after 100."""
+
+    def __init__(self, info: DataInfo, config: CollapseConfig, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__(info, parents)
+        self.always = config.always
+        self.net = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(self.net.weight, 1.001)
+        self.register_buffer("bank", torch.zeros(256, *info.shape))
+
+    def updates(self) -> Sequence[Update]:
+        return (Update("fall", ("net",), self.loss, opt="main"),)
+
+    def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        if moment.step == 0:
+            self.bank.copy_(batch.x[:256])
+        if self.always and moment.step >= 60:
+            self.bank.zero_()
+        weight, luck = self.net.weight.squeeze(), torch.randn(())
+        return {"loss": 20.9 / 2 * (weight - 1).square() + 1e-6 * luck * weight, "luck": luck, "told": torch.tensor(0.5)}
+
+    def draw(self, request: Request) -> Tensor:
+        rows = torch.stack([torch.randint(256, (), generator=g) for g in streams(request.seeds, "row")])
+        spread = (-(self.net.weight.squeeze() - 1).square()).exp()
+        return spread * self.bank[rows] + (1 - spread) * self.bank[:1]
+
+
+def collapsing(size: Size = "tiny") -> Recipe:
+    """Collapses between steps 50 and 100, and does not at half the rate."""
+    train = TrainConfig(steps=250, batch=512, opts={"main": OptConfig("sgd", lr=0.1, betas=(0.0, 0.0))}, log_every=25, sample_every=50, save_every=30)
+    return Recipe((Stage(Collapsing, CollapseConfig(), train=train),), "toy", "none, 2026, a test", "collapses")
 
 
 def two_stage(size: Size = "tiny") -> Recipe:

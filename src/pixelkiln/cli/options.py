@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import re
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,7 +14,7 @@ from ..core.errors import UserError
 if TYPE_CHECKING:
     from ..engine.access import Access
 
-__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "bounds", "count", "numbers", "parents", "seconds", "size", "some", "whole",
+__all__ = ["Formatter", "Parser", "access", "add_access", "add_machine", "bounds", "count", "numbers", "parents", "seconds", "size", "some", "truncation", "whole",
            "wholes"]
 
 
@@ -121,6 +123,16 @@ def bounds(text: str) -> tuple[float, float]:
     raise argparse.ArgumentTypeError(f"{text!r} is not LO,HI with 0 <= LO < HI")
 
 
+def truncation(text: str) -> float | tuple[str, float]:
+    """A number above 0, or resampled:X, scaled:X, narrowed:X."""
+    way, sign, number = text.rpartition(":")
+    known = ("resampled", "scaled", "narrowed")
+    with contextlib.suppress(ValueError):
+        if 0 < float(number) < math.inf and (way in known or not sign):
+            return (way, float(number)) if sign else float(number)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, or one of {':X, '.join(known)}:X with such a number X")
+
+
 def count(text: str) -> int:
     """A whole number, 0 included."""
     if not text.isascii() or not text.isdigit():
@@ -134,6 +146,7 @@ def size(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 4G or 500M")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
 def some(text: str) -> int | str:
     """A whole number above 0, or auto."""
     return text if text == "auto" else whole(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UserError
-from .options import add_machine, bounds, parents, whole
+from .options import add_machine, bounds, parents, truncation, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +49,8 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rescale", type=float, metavar="PHI", help="how far guidance keeps the unguided contrast, 0 to 1")
     group.add_argument("--threshold", type=float, metavar="P", help="dynamic thresholding at this percentile, above 0, to 1")
     group.add_argument("--strength", type=float, metavar="X", help="how far the source is re-noised, above 0, to 1")
-    group.add_argument("--truncation", type=float, metavar="X", help="shrinks the latent, above 0, to 1")
+    group.add_argument("--truncation", type=truncation, metavar="X", help="less extreme latents, above 0: 1 is mild, 0.3 strong; resampled:X (no number beyond X), "
+                       "scaled:X (none beyond 2, then times X), narrowed:X (times X); a plain X: in the way of the run")
     group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")
     group.add_argument("--recipe", metavar="M:F", help="the recipe's code, for a run made by code outside the library (it will be executed)")
 

@@ -29,6 +29,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="the trained run that this recipe builds on")
     parser.add_argument("--recipe", dest="code", default="", metavar="M:F",
                         help="the parent's recipe, where that is code outside the library (it will be executed)")
+    parser.add_argument("--watch", default="auto", choices=("auto", "off", "warn", "rollback"), help="of collapse: warn; or go back to where all was well, "
+                        "with half the rates (docs/watch.md); auto: warn for adversarial methods, else off")
     parser.add_argument("--compile", nargs="?", const="on", default="auto", choices=("auto", "on", "off"), help="torch.compile the networks (auto: off)")
     add_access(parser)
     add_machine(parser)
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     changes = {name.removeprefix("set:"): value for name, value in vars(args).items() if name.startswith("set:") and value is not None}
     budget = Budget(args.steps, args.images, args.budget)
     command = "pixelkiln " + shlex.join(a for a in sys.argv[1:])
-    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command, args.code)
+    order = Order(args.recipe, source or "", args.out, args.size, budget, args.seed, changes, parents(args.parent), command, args.code, args.watch)
     log = Log(args.quiet)
     done = train(order, where, args.resume, log, access(args))
     if not where.team.first:

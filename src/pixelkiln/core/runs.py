@@ -166,11 +166,15 @@ class Run:
                     found[line] = record
         return list(found.values())
 
-    def rewind(self, step: int) -> None:
-        """Drop what was logged and sampled after the step from which training resumes."""
-        kept = [r for r in self.records() if r["step"] <= step]
+    def rewind(self, step: int, rollbacks: int = 0) -> None:
+        """Drop what was logged and sampled after the step from which training resumes, but not what was logged before it was last taken back."""
+        kept = [r for r in self.records() if (r.get("rollbacks", 0), r["step"]) <= (rollbacks, step)]
         if self.metrics_file.exists():
             write_bytes(self.metrics_file, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        self.forget(step)
+
+    def forget(self, step: int) -> None:
+        """Drop the grids and the snapshots of later steps."""
         for file in self.samples():
             if _number(file) > step:
                 file.unlink()
@@ -183,15 +187,15 @@ class Run:
         return sorted((p for p in (self.path / "samples").glob("step-*.png") if _number(p) >= 0), key=_number)
 
     # ---- checkpoints
-    def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
-        """Write a checkpoint aside, seal it with a manifest of hashes, rename it; then drop all but the newest `keep`.
+    def save(self, step: int, groups: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2, spare: int = -1) -> Path:
+        """Write a checkpoint aside, seal it with a manifest of hashes, rename it; then drop all but the newest `keep`, and that of the step `spare`.
 
         What is newer than `step` is dropped as well: it can only be damaged, as training went on from before it. Unwritable: nothing changed.
         """
         folder = self.path / "checkpoints"
         final = self._place(folder, step, groups, state)
         older = [p for p in self.points() if _number(p) <= step]
-        for old in {*self.points()} - {*older[-keep:]}:
+        for old in {*self.points()} - {*older[-keep:], *(p for p in older if _number(p) == spare)}:
             with contextlib.suppress(OSError):  # it is whole or gone, as all that has this name
                 os.replace(old, folder / f".old-{old.name}")
         for old in folder.glob(".old-*"):

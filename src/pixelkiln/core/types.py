@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .errors import UserError
 
-__all__ = ["Ability", "Batch", "Condition", "DataInfo", "ImageShape", "Moment", "Request", "UserError"]
+__all__ = ["Ability", "Batch", "Condition", "DataInfo", "ImageShape", "Moment", "Request", "Truncation", "UserError"]
+
+Truncation = Literal["resampled", "scaled", "narrowed"]  # what a truncated latent is: objectives/truncation.py
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class Request:
     lowest and the highest of them; eta: share of ancestral noise; churn: noise added back (S_churn);
     guidance: classifier-free weight w (1 = off), used for noise levels in interval (lo, hi) only; rescale: share phi in [0, 1] of the guided
     estimate brought back to the conditional one's deviation; threshold: percentile of dynamic thresholding, in (0, 1];
-    strength: how far a source image is re-noised, in (0, 1]; truncation: shrinks the latent, in (0, 1].
+    strength: how far a source image is re-noised, in (0, 1]; truncation: shrinks the latent, above 0: a number, in the way that
+    the method has, or the way and the number.
     callback(i, n, x0): called after each step with the current estimate of the images.
     """
 
@@ -149,7 +152,7 @@ class Request:
     rescale: float | None = None
     threshold: float | None = None
     strength: float | None = None
-    truncation: float | None = None
+    truncation: float | tuple[Truncation, float] | None = None
     callback: Callable[[int, int, Tensor], None] | None = None
 
     def given(self) -> frozenset[str]:

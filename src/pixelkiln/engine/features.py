@@ -28,7 +28,7 @@ from ..metrics import Moments, accuracy
 from ..nets.classifier import Classifier
 from .kept import keep, recall, writable
 
-__all__ = ["Extractor", "ExtractorConfig", "conform", "extractor_for"]
+__all__ = ["Extractor", "ExtractorConfig", "conform", "extractor_for", "is_kept"]
 
 VERSION = 1  # of this protocol: change it and everything is trained anew
 SIDE = 64  # larger images are made smaller, the longer side to this
@@ -175,11 +175,8 @@ def extractor_for(
     say = log or (lambda _: None)
     shape = _canonical(reference)
     config = config or ExtractorConfig.default(shape)
-    labeled = reference.labels is not None and len(reference.classes) >= 2
-    num_classes = len(reference.classes) if labeled else min(CLUSTERS, len(reference))
-    name = ("cnn-" if labeled else f"cnn-kmeans{num_classes}-") + reference.digest()[:8]
-    how = hashlib.sha256(repr((VERSION, config, reference.digest())).encode()).hexdigest()[:8]
-    folder = Path(cache_dir or default_cache() / "extractors") / f"{name}-{how}"
+    labeled, num_classes, name = _named(reference)
+    folder = _folder(reference, name, config, cache_dir)
     file = folder / "weights.safetensors"
     with torch.random.fork_rng(devices=[]):
         seed_all(config.seed, "extractor")
@@ -199,6 +196,25 @@ def extractor_for(
     if test is not None:
         extractor.accuracy = extractor.accuracy_on(test)
     return extractor
+
+
+def is_kept(reference: ImageSet, cache_dir: Path | None = None) -> bool:
+    """Whether the extractor of a training split, as it is by default, is in the cache."""
+    name, config = _named(reference)[2], ExtractorConfig.default(_canonical(reference))
+    return recall(_folder(reference, name, config, cache_dir) / "weights.safetensors") is not None
+
+
+def _named(reference: ImageSet) -> tuple[bool, int, str]:
+    """Whether its classes are those of the labels, their number, and the extractor's name."""
+    labeled = reference.labels is not None and len(reference.classes) >= 2
+    num_classes = len(reference.classes) if labeled else min(CLUSTERS, len(reference))
+    return labeled, num_classes, ("cnn-" if labeled else f"cnn-kmeans{num_classes}-") + reference.digest()[:8]
+
+
+def _folder(reference: ImageSet, name: str, config: ExtractorConfig, cache_dir: Path | None) -> Path:
+    """Where the extractor of a training split is kept."""
+    how = hashlib.sha256(repr((VERSION, config, reference.digest())).encode()).hexdigest()[:8]
+    return Path(cache_dir or default_cache() / "extractors") / f"{name}-{how}"
 
 
 def _canonical(reference: ImageSet) -> ImageShape:

@@ -17,6 +17,7 @@ from .build import make
 from .log import Log, duration
 from .loop import Trainer
 from .sample import preview
+from .watch import Mode
 from .where import Where
 
 __all__ = ["SAMPLES", "Budget", "Order", "plan"]
@@ -47,10 +48,12 @@ class Order:
     parents: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
     code: str = ""  # the recipe of a parent that was made by code outside the library: named, it may be imported
+    watch: Mode = "auto"  # of collapse: off, warn, rollback; auto: warn where several rows play against each other
 
     def asked(self) -> dict[str, Any]:
         """What was said about the recipe and its length, for a resumed run to be held against."""
-        return {"changes": dict(self.changes), "budget": {k: v for k, v in asdict(self.budget).items() if v is not None}}
+        said = {} if self.watch == "auto" else {"watch": self.watch}
+        return {"changes": dict(self.changes), "budget": {k: v for k, v in asdict(self.budget).items() if v is not None}} | said
 
 
 def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Method], where: Where, log: Log, trains: bool) -> tuple[int, dict[str, Any]]:

@@ -28,7 +28,7 @@ from .panels import (
 
 __all__ = ["ReportContext", "build_report", "curves_panel", "header", "metrics_panel"]
 
-BOOKKEEPING = frozenset({"step", "total", "images", "time", "seconds", "elapsed"})  # fields of a record that are not curves
+BOOKKEEPING = frozenset({"step", "total", "images", "time", "seconds", "elapsed", "rollback", "rollbacks", "lr_factor"})  # fields of a record that are not curves
 LAST = ("lr", "images_per_s", "idle")  # curves about speed and schedule come after those about learning
 UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "step_seconds": "s"}
 
@@ -88,8 +88,11 @@ def _terms(facts: Mapping[str, str]) -> str:
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
-    """Finite scalars by name over the step; of a step that a resumed run repeated, the last record counts."""
-    by_step = {record["step"]: record for record in records if "step" in record}
+    """Finite scalars by name over the step; of a step that was repeated, the last value counts."""
+    by_step: dict[int, dict[str, Any]] = {}
+    for record in records:
+        if "step" in record:
+            by_step.setdefault(record["step"], {}).update(record)
     series: dict[str, list[tuple[float, float]]] = {}
     for step in sorted(by_step):
         for name, value in by_step[step].items():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..core.catalog import find, override, stages_to_json
-from ..core.config import from_json
+from ..core.config import from_json, to_json
 from ..core.files import write_json
 from ..core.protocols import Update
 from ..core.recipe import DataConfig, Recipe, Stage
@@ -26,6 +26,7 @@ from .build import load_method, make, parent_digest, resolve, versions
 from .log import Log
 from .plan import Budget, Order, plan
 from .session import execute
+from .watch import chosen
 from .where import Where, compilable
 
 __all__ = ["Budget", "Order", "train"]
@@ -108,6 +109,7 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
             "data": _data_facts(order.source, data), "parents": built_on, "total": total, "plan": how, "asked": order.asked(), "command": order.command,
             "where": where.facts(), "versions": versions(),
             "parameters": sum(p.numel() for p in method.parameters()),
+            "watch": team.agree(lambda: to_json(chosen(order.watch, method, data, total * stage.train.batch))),
         }
         if team.first:
             write_json(run.recipe_file, facts)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..core.types import UserError
+from ..core.types import Truncation, UserError
 
 __all__ = ["Truncation", "truncated"]
-
-Truncation = Literal["resampled", "scaled", "narrowed"]
 
 
 def inside(z: Tensor, bound: float) -> Tensor:
@@ -22,13 +19,14 @@ def inside(z: Tensor, bound: float) -> Tensor:
     return torch.special.ndtri(u).clamp(-bound, bound).to(z.dtype)
 
 
-def truncated(z: Tensor, t: float, kind: Truncation) -> Tensor:
-    """z ~ N(0, I) of any shape, made less extreme by t > 0.
+def truncated(z: Tensor, by: float | tuple[Truncation, float], kind: Truncation) -> Tensor:
+    """z ~ N(0, I) of any shape, made less extreme by t > 0: `by` is t, in the way `kind`, or a way and t.
 
     resampled: each number restricted to |z| < t (Brock et al. 2019, arXiv 1809.11096, section 3.1). scaled: t times one restricted to |z| < 2
     (what the published BigGAN generators take). narrowed: t z, a smaller deviation and no bound. Raises `UserError` for t <= 0.
     """
-    if not t > 0:
+    kind, t = by if isinstance(by, tuple) else (kind, by)
+    if not 0 < t < math.inf:
         raise UserError(f"--truncation {t:g}: give a number above 0; 1 is mild and 0.3 strong")
     if kind == "resampled":
         return inside(z, t)
