@@ -22,7 +22,7 @@ from ..layers.standing import has_statistics, with_standing_stats
 from .adversarial import OBJECTIVES
 from .penalties import Critic, changed, difference_penalty, gradient_penalty, orthogonal, squared_gradient
 from .rules import Setting, checked
-from .shown import Shown
+from .shown import Shown, signs
 from .truncation import truncated
 
 __all__ = ["Game"]
@@ -40,7 +40,7 @@ class Game(Method, Latent):
         self.setting, self.rules = config, checked(config.rules)
         self.generator, self.discriminator = generator, discriminator
         self.objective = OBJECTIVES[config.rules.objective]
-        self.shown = Shown(config.rules.augment, config.rules.noise, config.rules.noise_until)
+        self.shown = Shown(config.rules.augment, config.rules.noise, config.rules.noise_until, config.rules.ada)
         self.labelled = bool(getattr(generator, "classes", 0))
         if not self.labelled:
             self.abilities = self.abilities - {Ability.LABEL}
@@ -66,7 +66,9 @@ class Game(Method, Latent):
         costs = {**self.penalties(batch.x, fake, (real_logits, fake_logits), label, moment), **self.wants(real_features, label, None)}
         costs |= {f"{name}_fake": cost for name, cost in self.wants(fake_features, label, z).items()}
         found = {"loss": sum(costs.values(), loss), "d_real": mean(real_logits), "d_fake": mean(fake_logits), **parted(costs)}
-        return found | {"told": told(real_logits, fake_logits), "signs": real_logits.detach().float().sign().mean()}
+        if self.rules.augment == "ada":
+            found |= {"signs": signs(real_logits, fake_logits, self.rules.objective), "p": self.shown.p.clone()}
+        return found | {"told": told(real_logits, fake_logits)}
 
     def r_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The lazy penalty by itself, as many times as strong as it is rare (Karras et al. 2020, arXiv 1912.04958, section 4.1)."""
@@ -101,7 +103,7 @@ class Game(Method, Latent):
     def penalties(self, real: Tensor, fake: Tensor, logits: tuple[Tensor, Tensor], label: Tensor | None, moment: Moment) -> dict[str, Tensor]:
         """All that the rules put on D in its own step, weighted."""
         r, found = self.rules, {}
-        critic = self.critic(label, moment)
+        critic = self.critic(label, moment, len(real))
         if r.gradient:
             with exact(real):
                 found["penalty"] = r.gradient * gradient_penalty(critic, real, fake)
@@ -116,7 +118,7 @@ class Game(Method, Latent):
 
     def smoothness(self, real: Tensor, fake: Tensor, label: Tensor | None, moment: Moment) -> dict[str, Tensor]:
         """gamma / 2 E[ |grad D|^2 ] on real (R1) and on generated images (R2), through what D is shown."""
-        r, found, critic = self.rules, {}, self.critic(label, moment)
+        r, found, critic = self.rules, {}, self.critic(label, moment, len(real))
         fade = r.r_end + (1 - r.r_end) * (1 + math.cos(math.pi * min(moment.progress, 1))) / 2
         for name, weight, x in (("r1", r.r1, real), ("r2", r.r2, fake)):
             if weight:
@@ -126,12 +128,14 @@ class Game(Method, Latent):
                 found[name] = gamma / 2 * size
         return found
 
-    def critic(self, label: Tensor | None, moment: Moment) -> Critic:
-        """D as a function of images alone (of a multiple of the labels' number, too), never compiled: penalties differentiate it twice."""
+    def critic(self, label: Tensor | None, moment: Moment, n: int) -> Critic:
+        """D as a function of n images alone (or of several versions of them in a row, which are then augmented alike), never compiled: penalties
+        differentiate it twice."""
 
         def run(x: Tensor) -> Tensor:
-            labels = None if label is None else label.repeat(len(x) // len(label))
-            return self.discriminator.judge(self.shown(x, moment), labels)[0]
+            versions = len(x) // n
+            labels = None if label is None else label.repeat(versions)
+            return self.discriminator.judge(self.shown(x, moment, versions), labels)[0]
 
         return run
 
