@@ -1,6 +1,7 @@
 """DiffAugment: the same random changes for real and generated images, and gradients pass through (Zhao et al. 2020, arXiv 2006.10738).
 
-Images x (n, C, H, W) in [-1, 1], grey or in color; every sample has its own random numbers, from torch's global generator.
+Images x (n, C, H, W) in [-1, 1], grey or in color; every sample has its own random numbers, from torch's global generator. Half precisions have too few
+digits for random factors: they are computed in fp32.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def contrasted(x: Tensor) -> Tensor:
 def translated(x: Tensor, share: float = 0.125) -> Tensor:
     """Shifted along each axis by a whole number of pixels, at most `share` of the side, zeros moved in."""
     n, _, h, w = x.shape
-    most = [int(side * share + 0.5) for side in (h, w)]
+    most = [int(side * share) for side in (h, w)]
     dy, dx = (torch.randint(-m, m + 1, (n, 1), device=x.device) for m in most)
     rows = (torch.arange(h, device=x.device) + dy).clamp(-1, h) + 1  # (n, H): where each row comes from, in the padded image
     columns = (torch.arange(w, device=x.device) + dx).clamp(-1, w) + 1
@@ -60,4 +61,6 @@ def cut(x: Tensor, share: float = 0.5) -> Tensor:
 
 def diffaugment(x: Tensor) -> Tensor:
     """Color, translation and cutout: brightness, saturation, contrast, shift, hole, in this order (their appendix's policy for few images)."""
-    return cut(translated(contrasted(saturated(brightened(x)))))
+    with torch.autocast(x.device.type, enabled=False):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return cut(translated(contrasted(saturated(brightened(wide))))).to(x.dtype)

@@ -23,7 +23,7 @@ from ..layers.standing import has_statistics, with_standing_stats
 from .adversarial import OBJECTIVES, wide
 from .penalties import Critic, changed, difference_penalty, gradient_penalty, orthogonal, squared_gradient
 from .rules import Setting, checked, suited
-from .shown import Shown
+from .shown import Shown, signs
 from .truncation import truncated
 
 __all__ = ["Game"]
@@ -41,7 +41,7 @@ class Game(Method, Latent):
         self.setting, self.rules = config, checked(config.rules)
         self.generator, self.discriminator = generator, suited(config.rules, discriminator)
         self.objective = OBJECTIVES[config.rules.objective]
-        self.shown = Shown(config.rules.augment, config.rules.noise, config.rules.noise_until)
+        self.shown = Shown(config.rules.augment, config.rules.noise, config.rules.noise_until, config.rules.ada)
         self.labelled = bool(getattr(generator, "classes", 0))
         if not self.labelled:
             self.abilities = self.abilities - {Ability.LABEL}
@@ -67,7 +67,9 @@ class Game(Method, Latent):
         costs = {**self.penalties(batch.x, fake, (real_logits, fake_logits), label, moment), **self.wants(real_features, label, None)}
         costs |= {f"{name}_fake": cost for name, cost in self.wants(fake_features, label, z).items()}
         found = {"loss": sum(costs.values(), loss), "d_real": mean(real_logits), "d_fake": mean(fake_logits), **parted(costs)}
-        return found | {"told": told(real_logits, fake_logits), "signs": real_logits.detach().float().sign().mean()}
+        if self.rules.augment == "ada":
+            found |= {"signs": signs(real_logits, fake_logits, self.rules.objective), "p": self.shown.p.clone()}
+        return found | {"told": told(real_logits, fake_logits)}
 
     def r_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The lazy penalty by itself, as many times as strong as it is rare (Karras et al. 2020, arXiv 1912.04958, section 4.1)."""
@@ -103,7 +105,7 @@ class Game(Method, Latent):
     def penalties(self, real: Tensor, fake: Tensor, logits: tuple[Tensor, Tensor], label: Tensor | None, moment: Moment) -> dict[str, Tensor]:
         """All that the rules put on D in its own step, weighted."""
         r, found = self.rules, {}
-        critic = self.critic(label, moment)
+        critic = self.critic(label, moment, len(real))
         if r.gradient:
             with exact(real):
                 found["penalty"] = r.gradient * gradient_penalty(critic, real, fake)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.recipe import DataConfig, EmaConfig, OptConfig, Size, TrainConfig, by_size
 from ..core.types import UserError
+from ..layers.ada import Groups
 from .adversarial import OBJECTIVES, Name
 from .truncation import Truncation
 
@@ -36,6 +37,7 @@ class Rules:
     consistency: float = 0.0  # weight of D's answers to shifted real images
     consistency_fake: float = 0.0  # ... and to shifted generated ones
     augment: Literal["none", "diffaugment", "ada"] = "none"
+    ada: Groups = "bgc"  # ADA's transforms: b blits, g geometry, c color, f frequencies, n noise, c cutout
     ada_target: float = 0.6  # of the mean sign of D's answers to real images
     ada_speed: float = 500_000.0  # images in which ADA's probability may go from 0 to 1
 
