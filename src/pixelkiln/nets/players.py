@@ -7,10 +7,11 @@ from torch import nn
 from ..core.types import DataInfo
 from .dcgan import DCGANNets, dcgan_nets
 from .mlpgan import MLPNets, mlp_nets
+from .r3gan import R3Nets, r3_nets
 
 __all__ = ["Players", "players"]
 
-Players = DCGANNets | MLPNets
+Players = DCGANNets | MLPNets | R3Nets
 
 
 def players(info: DataInfo, latent: int, config: Players) -> tuple[nn.Module, nn.Module]:
@@ -19,4 +20,6 @@ def players(info: DataInfo, latent: int, config: Players) -> tuple[nn.Module, nn
     classes = 0 if config.condition == "none" else len(info.classes)
     if isinstance(config, MLPNets):
         return mlp_nets(info.shape, latent, classes, config)
+    if isinstance(config, R3Nets):
+        return r3_nets(info.shape, latent, classes, config)
     return dcgan_nets(info.shape, latent, classes, config)

@@ -122,6 +122,7 @@ class Game(Method, Latent):
             if weight:
                 gamma = fade * (0.0002 * x[0, 0].numel() / len(x) if weight < 0 else weight)
                 with exact(real):
+                    x = x.to(real.dtype)  # under autocast a generator may draw in bf16
                     size = difference_penalty(critic, x, r.r_sigma) if r.r_sigma else squared_gradient(critic, x)
                 found[name] = gamma / 2 * size
         return found
