@@ -29,6 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="IMG|DIR", type=Path, help="an image to start from, or a folder of them, in turn")
     parser.add_argument("--mask", metavar="IMG", type=Path, help="white where the source is to be redrawn, black where it is kept")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="sample i depends on it and on i alone")
+    parser.add_argument("--share", type=whole, default=1, metavar="N", help="so many images in a row have one seed: with --label all, the same noise for N classes")
     parser.add_argument("--batch", type=whole, default=250, metavar="N", help="images at a time (changes nothing but time and memory)")
     parser.add_argument("--ema-std", type=float, metavar="X", help="length of the weights' average as a share of the training, from snapshots; 0: none")
     add_knobs(parser)
@@ -82,7 +83,7 @@ def request_of(args: argparse.Namespace, trained: Trained) -> Request:
     """The order that the arguments say."""
     source = trained.pictures(args.source) if args.source else None
     mask = trained.pictures(args.mask, channels=1)[0] if args.mask else None
-    return trained.request(args.n, args.seed, args.label, args.text, source, mask, **knobs(args))
+    return trained.request(args.n, args.seed, args.label, args.text, source, mask, args.share, **knobs(args))
 
 
 def _check(out: Path) -> None:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     for name, value in facts_for_people(trained).items():
         print(f"{name:>15}  {value}")
     print(f"{'parameters':>15}  {opened.facts['parameters']:,}")
-    print(f"{'data':>15}  {opened.facts['data']['images']:,} images {tuple(opened.facts['data']['shape'])}, {len(trained.classes)} classes")
+    print(f"{'data':>15}  {opened.facts['data']['images']:,} images {tuple(opened.facts['data']['shape'])}, {len(opened.info.classes)} classes")
     print(f"{'checkpoint':>15}  {opened.run.checkpoint().path}")
     records = opened.run.records()
     names = [k for r in records[:1] for k in r if k not in ("step", "seconds")]

@@ -103,7 +103,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
         whole = replace(whole, cond=replace(whole.cond, label=None))
     if (mask := middle(trained.method, num)) is not None:
         whole = replace(whole, cond=replace(whole.cond, mask=mask))
-    labels = whole.cond.label if train.classes else None
+    labels = whole.cond.label if train.classes and not trained.invents else None
     team = trained.where.team
     extractor = _extractor(ask, train, log, team)
     asked = chosen(ask.metrics, labels is not None, extractor)

@@ -128,8 +128,13 @@ class Trained:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes of its training data."""
-        return self.opened.info.classes
+        """Names of what `label` chooses from: the classes of its training data, or its own."""
+        return self.method.info.classes
+
+    @property
+    def invents(self) -> bool:
+        """Whether these are its own, of which its training data know nothing."""
+        return self.classes != self.opened.info.classes
 
     def pictures(self, path: Path | str, channels: int | None = None) -> Tensor:
         """An image file, or the images below a folder, uint8 (N, C, H, W), prepared as the training images were; or with so many channels.
@@ -141,12 +146,12 @@ class Trained:
 
     def condition(self, seeds: Sequence[int], label: Any = None, text: str | Sequence[str] | None = None, source: Tensor | None = None,
                   mask: Tensor | None = None) -> Condition:
-        """The condition of n samples; labels, or captions, are drawn as in the training data where none are asked for."""
+        """The condition of n samples; labels, or captions, are drawn as in the training data where none are asked for (none of its own classes)."""
         n, method = len(seeds), self.method
         found: dict[str, Any] = {}
         if label is not None and not (Ability.LABEL in method.abilities and self.classes):
             raise UserError(f"{self.opened.run.path} is not conditioned on labels: leave --label out")
-        if Ability.LABEL in method.abilities and self.classes and (label is not None or source is None):
+        if Ability.LABEL in method.abilities and self.classes and (label is not None or (source is None and not self.invents)):
             found["label"] = labels_for(label, self.classes, self.facts["data"].get("counts") or [1] * len(self.classes), seeds)
         if Ability.TEXT in method.abilities and method.info.texts and text is None and "label" not in found and source is None:
             text = [method.info.texts[int(torch.randint(len(method.info.texts), (), generator=generator(s, "text")))] for s in seeds]
@@ -163,9 +168,9 @@ class Trained:
         return Condition(**found)
 
     def request(self, num: int, seed: int = 0, label: Any = None, text: str | Sequence[str] | None = None, source: Tensor | None = None, mask: Tensor | None = None,
-                **knobs: Any) -> Request:
-        """The order for `num` samples; knobs: steps, solver, eta, guidance, strength, truncation, callback."""
-        seeds = seeds_for(seed, num)
+                share: int = 1, **knobs: Any) -> Request:
+        """The order for `num` samples; so many in a row share a seed (`share`); knobs: steps, solver, eta, guidance, strength, truncation, callback."""
+        seeds = tuple(s for s in seeds_for(seed, -(-num // share)) for _ in range(share))[:num]
         return Request(seeds, self.condition(seeds, label, text, source, mask), **knobs)
 
     def sample(self, num: int = 64, seed: int = 0, label: Any = None, text: str | Sequence[str] | None = None, source: Tensor | None = None, batch: int = 250,

@@ -7,11 +7,12 @@ from torch import nn
 from ..core.types import DataInfo
 from .dcgan import DCGANNets, dcgan_nets
 from .mlpgan import MLPNets, mlp_nets
+from .r3gan import R3Nets, r3_nets
 from .resgan import ResNets, res_nets
 
 __all__ = ["Players", "players"]
 
-Players = DCGANNets | MLPNets | ResNets
+Players = DCGANNets | MLPNets | ResNets | R3Nets
 
 
 def players(info: DataInfo, latent: int, config: Players) -> tuple[nn.Module, nn.Module]:
@@ -22,4 +23,6 @@ def players(info: DataInfo, latent: int, config: Players) -> tuple[nn.Module, nn
         return mlp_nets(info.shape, latent, classes, config)
     if isinstance(config, ResNets):
         return res_nets(info.shape, latent, classes, config)
+    if isinstance(config, R3Nets):
+        return r3_nets(info.shape, latent, classes, config)
     return dcgan_nets(info.shape, latent, classes, config)
