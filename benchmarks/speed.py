@@ -48,13 +48,17 @@ class Contest:
 
 
 class Running:
-    """A program that has taken its first step and waits for orders."""
+    """A program that takes its first step (`ready`), and then waits for orders."""
 
     def __init__(self, program: Program, env: dict[str, str]) -> None:
         self.name, self.errors = program.name, tempfile.TemporaryFile("w+")  # noqa: SIM115 (it is read when something has gone wrong)
         self.process = subprocess.Popen(program.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env)
-        self.facts = self._line()
         self.turns: list[dict[str, float]] = []
+
+    def ready(self) -> Running:
+        """Itself, when the first step is done."""
+        self.facts = self._line()
+        return self
 
     def turn(self, warm: float, seconds: float) -> None:
         """One turn, kept in `turns`."""
@@ -90,9 +94,10 @@ def contest(which: Contest, args: argparse.Namespace, env: dict[str, str]) -> di
     """Start, take turns, compare. A program that fails is named and left out."""
     running: list[Running] = []
     failed = {}
-    for program in which.programs:
+    begun = [Running(p, env) for p in which.programs] if args.device.startswith("cuda") else []  # a GPU's compilers take minutes: all at once
+    for i, program in enumerate(which.programs):
         try:
-            running.append(Running(program, env))
+            running.append((begun[i] if begun else Running(program, env)).ready())
         except RuntimeError as e:
             failed[program.name] = str(e)
             print(e, file=sys.stderr)
@@ -111,7 +116,8 @@ def contest(which: Contest, args: argparse.Namespace, env: dict[str, str]) -> di
 
 def contests(args: argparse.Namespace) -> list[Contest]:
     """What is compared with what."""
-    device = ("--device", args.device)
+    device, gpu = ("--device", args.device), args.device.startswith("cuda")
+    feeders = ("--workers", str(os.cpu_count())) if gpu else ()  # on a processor they only take turns with the training
 
     def kiln(name: str, recipe: str, data: str, *more: str) -> Program:
         return Program(name, (sys.executable, str(HERE / "kiln.py"), recipe, "--data", data, *device, *more))
@@ -125,13 +131,13 @@ def contests(args: argparse.Namespace) -> list[Contest]:
         return (Program(name, command),) if args.peer_python else ()
 
     net = ("--batch", "64", "--set", "model.net.patch=1", "model.dim=192", "train.opts.main.kind=adam")  # the net and the optimizer of all
-    textbook = ("--net", "unet", "--batch", "64")
+    textbook = ("--net", "unet", "--batch", "64", *feeders)
     plain_vae = ("--batch", "128", "--set", "model.likelihood=bernoulli", "model.prior=normal")
     found = [
         Contest("VAE 784-400-20, MNIST", (
             kiln("pixelkiln vae-mlp", "vae-mlp", args.mnist), peer("the document's VAE", "document_vae.py", args.mnist))),
         Contest("convolutional VAE, MNIST", (
-            kiln("pixelkiln vae", "vae", args.mnist, *plain_vae), peer("textbook", "textbook.py", args.mnist, "--net", "vae", "--width", "16"))),
+            kiln("pixelkiln vae", "vae", args.mnist, *plain_vae), peer("textbook", "textbook.py", args.mnist, "--net", "vae", "--width", "16", *feeders))),
         Contest("DCGAN 64 pixels, CIFAR-10", (
             kiln("pixelkiln dcgan", "dcgan", args.cifar10, "--batch", "128", "--set", "data.resolution=64"),
             peer("the document's DCGAN", "document_dcgan.py", args.cifar10))),
@@ -140,13 +146,21 @@ def contests(args: argparse.Namespace) -> list[Contest]:
         found.append(Contest(f"U-Net, {name}", (
             kiln("pixelkiln ddpm, the same net", "ddpm", data, *net), peer("textbook", "textbook.py", data, *textbook),
             *diffusers("diffusers, as its example", data, "--mixed-precision", "no", "--layout", "contiguous"),
-            *diffusers("diffusers, the fastest way", data))))  # fmt: skip
+            *diffusers("diffusers, the fastest way", data, *feeders))))  # fmt: skip
     found.append(Contest("diffusion by default, MNIST", (
         kiln("pixelkiln ddpm", "ddpm", args.mnist), peer("the document's diffusion", "document_diffusion.py", args.mnist))))
     ways = [("fp32", "--precision", "fp32"), ("bf16", "--precision", "bf16")]
     ways += [("bf16, compiled", "--precision", "bf16", "--compile", "on")] if args.compile else []
-    ways += [("bf16, CUDA graphs", "--precision", "bf16", "--graphs")] if args.device.startswith("cuda") else []
+    ways += [("bf16, CUDA graphs", "--precision", "bf16", "--graphs")] if gpu else []
     found.append(Contest("ways to compute, U-Net, CIFAR-10", tuple(kiln(way, "ddpm", args.cifar10, *net, *more) for way, *more in ways)))
+    if gpu:  # networks that fill one
+        large = ("--size", "base", "--batch", "256", "--set", "model.net.patch=1")
+        same = ("--channels", "128", "256", "256", "256", "--layers", "2", "--attention", "1", "--groups", "32", "--batch", "256", *feeders)
+        found.append(Contest("U-Net base, CIFAR-10", (
+            *(kiln(f"pixelkiln ddpm, {way}", "ddpm", args.cifar10, *large, *more) for way, *more in ways[1:]),
+            *diffusers("diffusers, the fastest way", args.cifar10, *same), *diffusers("diffusers, compiled", args.cifar10, *same, "--compile"))))  # fmt: skip
+        found.append(Contest("DiT base, CIFAR-10", tuple(
+            kiln(f"pixelkiln dit, {way}", "dit", args.cifar10, "--size", "base", "--batch", "256", *more) for way, *more in ways[1:])))  # fmt: skip
     found.append(Contest("sampling, MNIST", (
         kiln("pixelkiln ddpm, its default solver", "ddpm", args.mnist, "--sampling"),
         peer("the document's, 1,000 steps", "document_diffusion.py", args.mnist, "--sampling"),

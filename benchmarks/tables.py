@@ -97,14 +97,14 @@ def machine(found: Result) -> str:
 
 
 def summary(found: Result) -> str:
-    """One row a contest: pixelkiln's rate, and its ratio to each of the others."""
+    """One row a contest: pixelkiln's rate, and its ratio to each of the others; and the machine."""
     rows = []
     for c in found["contests"]:
         if not c["contest"].startswith("ways"):
             first, *rest = c["programs"]
             against = "; ".join(f"{p['ratio']:,.1f} × {p['name']}" for p in rest)
             rows.append([c["contest"], number(first["images_per_s"]), against, f"{first['share']:.0%}"])
-    return table(["what", "pixelkiln, images/s", "which is", "share of the matrix rate"], rows)
+    return table(["what", "pixelkiln, images/s", "which is", "share of the matrix rate"], rows) + f"\n\n{machine(found)}"
 
 
 PEERS = {  # rows of mnist.py, as a reader knows them

@@ -24,7 +24,7 @@ STEPS = 4
 NAMES = list(builtin())
 
 
-def built(name: str, seed: int = 0) -> tuple[Recipe, Method, Feed]:
+def built(name: str, seed: int = 0, where: Where = WHERE) -> tuple[Recipe, Method, Feed]:
     """The recipe at size tiny on real digits; parents are themselves tiny and untrained."""
     recipe = builtin()[name]("tiny")
     stage = recipe.last
@@ -34,13 +34,13 @@ def built(name: str, seed: int = 0) -> tuple[Recipe, Method, Feed]:
         base = builtin()[{Classifier: "classifier", Latent: "dcgan"}.get(protocol, "ddpm")]("tiny").last
         parents[role] = make(base, DataInfo(data.info.shape, data.classes), {}, 1)
     method = make(stage, data.info, parents, seed)
-    WHERE.place(method)
-    return recipe, method, Feed(data, stage.train.batch, stage.data, seed)
+    where.place(method)
+    return recipe, method, Feed(data, stage.train.batch, stage.data, seed, where.device, where.layout == "channels-last")
 
 
-def trainer(name: str, total: int = STEPS) -> Trainer:
-    recipe, method, feed = built(name)
-    made = Trainer(method, recipe.last.train, feed.batch, 0, total, WHERE)
+def trainer(name: str, total: int = STEPS, where: Where = WHERE) -> Trainer:
+    recipe, method, feed = built(name, where=where)
+    made = Trainer(method, recipe.last.train, feed.batch, 0, total, where)
     if made.fits:
         made.fit(feed.passes)
     return made

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pixelkiln.processes import cosine_path, linear_path, to_x0
-from pixelkiln.solvers import SOLVERS, ddim, ddpm, dpmpp_2m, euler, heun, karras, log_linear, spaced
+from pixelkiln.solvers import SOLVERS, ddim, ddpm, ddpm_large, dpmpp_2m, euler, heun, karras, log_linear, restart, spaced
 from pixelkiln.solvers.spacing import Spacing
 
 MU = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64)
@@ -84,7 +85,7 @@ def test_the_flow_is_solved_down_to_zero(run: Callable[..., Tensor], tol: float)
     assert (run(denoise, x, karras(200, 1e-3, 20)) - flow(x, 20, 0)).abs().max().item() < tol
 
 
-def moments(run: Callable[..., Tensor], sigmas: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+def moments(run: Callable[..., Tensor], sigmas: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variances (3,) of what a solver makes of pure noise, exactly: its output is affine in the start and in every draw.
 
     Row 0 is all zeros, row 1 has a unit start, row k + 2 a unit k-th draw.
@@ -92,7 +93,7 @@ def moments(run: Callable[..., Tensor], sigmas: Tensor, **options: object) -> tu
     n = len(sigmas) - 1
     unit = torch.eye(2 * n + 2, dtype=torch.float64)[..., None].expand(-1, -1, 3)  # (rows, which, 3)
     draws = iter(range(2, 2 * n + 2))
-    out = run(denoise, sigmas[0] * unit[:, 1], sigmas, noise=lambda: unit[:, next(draws)], **options)
+    out = run(denoise, sigmas[0] * unit[:, 1], sigmas, noise=lambda: unit[:, next(draws)])
     return out[0], (out[1:] - out[0]).square().sum(0)
 
 
@@ -119,7 +120,8 @@ def test_final_mean_and_covariance(name: str, options: dict[str, float], order: 
     path = cosine_path()
     error = {}
     for n in (100, 200):
-        mean, var = moments(SOLVERS[name].run, spaced(path, n, "loglinear"), **options)
+        run = partial(restart, **options) if name == "restart" else partial(SOLVERS[name].run, **options)
+        mean, var = moments(run, spaced(path, n, "loglinear"))
         assert torch.allclose(mean, MU, atol=0.011)  # the flow from a finite s_max keeps sd / s_max of it
         error[n] = (var / VAR - 1).abs()
     if order == 2:
@@ -132,7 +134,7 @@ def test_final_mean_and_covariance(name: str, options: dict[str, float], order: 
 
 def test_large_variance_is_larger():
     few = spaced(linear_path(), 20, "time")
-    assert (moments(ddpm, few, variance="large")[1] > moments(ddpm, few)[1]).all()
+    assert (moments(ddpm_large, few)[1] > moments(ddpm, few)[1]).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -333,9 +335,9 @@ def test_a_clipped_estimate_is_used_for_the_direction_too():
 
 def test_stochastic_solvers_ask_for_noise_and_all_for_falling_levels():
     x = start()
-    for run, eta in ((ddpm, 0.0), (ddim, 0.5)):
+    for run in (ddpm, partial(ddim, eta=0.5)):
         with pytest.raises(ValueError, match="noise"):
-            run(denoise, x, karras(3, 0.1, 10), eta=eta)
+            run(denoise, x, karras(3, 0.1, 10))
     for name in NAMES:
         if SOLVERS[name].stochastic:
             with pytest.raises(ValueError, match="noise"):

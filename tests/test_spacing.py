@@ -105,7 +105,7 @@ def test_few_levels_cost_least_and_the_cost_is_eulers(n: int):
 
 
 def test_names():
-    assert solver("heun").run is heun
+    assert solver("heun").solve is heun
     assert solver("heun").evaluations(10) == 19
     assert {n for n in SOLVERS if not SOLVERS[n].stochastic} == {
         *("deis", "dpmpp-2m", "dpmpp-2s", "dpmpp-3m", "dpmpp-3s", "euler", "ipndm", "lms", "rk45", "unipc", "unipc-1", "unipc-2"),

@@ -34,6 +34,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("-n", type=int, default=2000, help="number of samples")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--workers", type=int, default=2, help="processes of the DataLoader")
     p.add_argument("--slices", action="store_true", help="be timed by speed.py: 'WARM SECONDS' lines on standard input, JSON lines back")
     p.add_argument("--sampling", action="store_true", help="with --slices: time sampling instead of training")
     return p
@@ -97,7 +98,7 @@ class Clock:
 def matrix_rate(kind: torch.dtype, device: str, seconds: float = 0.15) -> float:
     """FLOP/s of a product of two square matrices, the best of several."""
     side = 8192 if device.startswith("cuda") else 1536
-    a = torch.ones(side, side, dtype=kind, device=device)
+    a = torch.randn(side, side, device=device).to(kind)  # ones would take less power, and run faster
     best, end = math.inf, time.perf_counter() + seconds
     while time.perf_counter() < end or best == math.inf:
         start = time.perf_counter()

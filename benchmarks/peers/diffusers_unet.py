@@ -44,19 +44,21 @@ SAMPLERS = {"ddpm": DDPMScheduler, "ddim": DDIMScheduler, "dpm": DPMSolverMultis
 REPLAN = 50  # steps between two looks at the rate
 
 
-def network(channels: list[int], layers: int = 2, groups: int = 32, scale_shift: bool = False, side: int = 28, colors: int = 1) -> UNet2DModel:
-    """The example's kind of U-Net at this size; attention at the lowest resolution."""
-    high = len(channels) - 1
+def network(args, side: int = 28, colors: int = 1) -> UNet2DModel:
+    """The example's kind of U-Net at this size; attention at one level, the lowest by default."""
+    channels, layers, groups = args.channels, args.layers, args.groups
+    here = range(len(channels))[args.attention]
+    kinds = ["Attn" if i == here else "" for i in range(len(channels))]
     return UNet2DModel(
         sample_size=side,
         in_channels=colors,
         out_channels=colors,
         layers_per_block=layers,
         norm_num_groups=groups,
-        resnet_time_scale_shift="scale_shift" if scale_shift else "default",
+        resnet_time_scale_shift="scale_shift" if args.scale_shift else "default",
         block_out_channels=tuple(channels),
-        down_block_types=("DownBlock2D",) * high + ("AttnDownBlock2D",),
-        up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * high,
+        down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+        up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
         num_class_embeds=10,
     )
 
@@ -77,6 +79,8 @@ def fastest(model: UNet2DModel, mixed: str, layout: str, batch: int) -> tuple[st
                 start = time.perf_counter()
                 with precision(kind, model.device):
                     copy(x, 500, class_labels=labels_for(batch).to(x.device)).sample.float().square().mean().backward()
+                if x.is_cuda:
+                    torch.cuda.synchronize()
                 seconds = time.perf_counter() - start
                 times[kind, memory] = min(seconds, times.get((kind, memory), seconds))
     for (kind, memory), seconds in times.items():
@@ -139,6 +143,8 @@ def main() -> None:
     p.add_argument("--layers", type=int, default=2, help="residual blocks a level")
     p.add_argument("--groups", type=int, default=32, help="of the norms; must divide the channels")
     p.add_argument("--scale-shift", action="store_true", help="the time scales and shifts, instead of being added")
+    p.add_argument("--attention", type=int, default=-1, help="the level that has it; counted from the highest resolution, -1 the lowest")
+    p.add_argument("--compile", action="store_true", help="torch.compile")
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--lr", type=float, default=4e-4)
     p.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
@@ -146,6 +152,7 @@ def main() -> None:
     p.add_argument("--layout", choices=["auto", "contiguous"], default="auto", help="auto: channels_last or not, by the trial")
     p.add_argument("--sampler", nargs="+", default=["dpm:50"], help="name:steps with name ddpm, ddim or dpm; one file each")
     p.add_argument("--sample-batch", type=int, default=250)
+    p.set_defaults(workers=0)  # as the example has it
     args = p.parse_args()
     samplers = [(s.partition(":")[0], int(s.partition(":")[2] or 50)) for s in args.sampler]
     if any(kind not in SAMPLERS for kind, _ in samplers):
@@ -153,10 +160,12 @@ def main() -> None:
     torch.manual_seed(args.seed)
     images, labels = load(args.data)
     data = Items(images, labels, lambda image: (to_tensor(image) - 0.5) / 0.5)
-    loader = DataLoader(data, batch_size=args.batch, shuffle=True, drop_last=True)
-    model = network(args.channels, args.layers, args.groups, args.scale_shift, images.shape[1], images.shape[3]).to(args.device)
+    loader = DataLoader(data, batch_size=args.batch, shuffle=True, drop_last=True, num_workers=args.workers, pin_memory=args.device.startswith("cuda"))
+    model = network(args, images.shape[1], images.shape[3]).to(args.device)
     args.mixed_precision, args.memory = fastest(model, args.mixed_precision, args.layout, args.batch)
     model = model.to(memory_format=args.memory)
+    if args.compile:
+        model.compile()
     clock, ema = train(model.train(), loader, args)
     if args.slices:
         return

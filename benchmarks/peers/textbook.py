@@ -190,7 +190,7 @@ def main():
                 if clock.tick(len(x) / 1000):
                     break
         return
-    loader = DataLoader(Items(images, labels, transform), batch_size=args.batch, shuffle=True, drop_last=True, num_workers=2)
+    loader = DataLoader(Items(images, labels, transform), batch_size=args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
     train(loss_of, loader, optim.Adam(model.parameters(), lr=1e-3), clock_of(args, model), args.device)
 
 

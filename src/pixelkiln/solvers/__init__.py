@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from torch import Tensor
+
 from ..core.config import nearest
 from ..core.types import UserError
 from .adaptive import rk45
 from .brownian import Brownian
-from .contract import Run
+from .contract import Callback, Denoise, Noise
 from .correctors import pc_ve, pc_vp
 from .deterministic import dpmpp_2s, dpmpp_3s, euler, heun
 from .guidance import autoguided, classifier_free, classifier_guided, composed, conditioned, null_of, thresholded
@@ -72,7 +74,7 @@ __all__ = [
 class Solver:
     """A solver, the spacing of levels that suits it, whether it may draw noise, and its denoiser evaluations for n steps."""
 
-    run: Run
+    solve: Callable[..., Tensor]
     spacing: Spacing
     stochastic: bool = False
     eta: bool = False  # whether it uses eta
@@ -80,6 +82,16 @@ class Solver:
     brownian: bool = False  # whether its noise is one path, the same for any number of steps
     adaptive: bool = False  # whether `evaluations` are only the fewest
     evaluations: Callable[[int], int] = lambda n: n
+
+    def run(
+        self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
+    ) -> Tensor:
+        """x (B, ...) at the level sigmas[0] -> x0 (B, ...), by what of the options this solver takes; sigmas (n + 1,) float64, falling, the last 0.
+
+        eta in [0, 1]: share of ancestral noise; churn >= 0: S_churn of Karras et al. 2022. The state is float32 (float64 where x is).
+        """
+        takes = {"noise": (self.stochastic, noise), "eta": (self.eta, eta), "churn": (self.churn, churn)}
+        return self.solve(denoise, x, sigmas, callback=callback, **{name: value for name, (used, value) in takes.items() if used})
 
 
 def _two(n: int) -> int:

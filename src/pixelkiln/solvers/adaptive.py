@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .contract import Callback, Denoise, Noise, levels, state
+from .contract import Callback, Denoise, levels, state
 
 __all__ = ["rk45"]
 
@@ -25,17 +25,7 @@ ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 
 DEEPEST = 8
 
 
-def rk45(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    tolerance: float = 1e-4,
-) -> Tensor:
+def rk45(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None, tolerance: float = 1e-4) -> Tensor:
     """Dormand and Prince's method of order 5(4); from level to level of the list, each interval halved in log s until it is good enough.
 
     Good enough is decided for each sample alone: its estimated error, the root mean square over pixels of |error| / (1 + max(|x|, |y|)),

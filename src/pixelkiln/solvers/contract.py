@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Callback", "Denoise", "Noise", "NoisePath", "Run", "draw", "fresh", "levels", "march", "state"]
+__all__ = ["Callback", "Denoise", "Noise", "NoisePath", "draw", "fresh", "levels", "march", "state"]
 
 Denoise = Callable[[Tensor, float], Tensor]  # x (B, ...), s -> x0 (B, ...)
 Noise = Callable[[], Tensor]  # standard normal, like x; who gives it sees to it that samples have streams of their own
@@ -32,26 +32,6 @@ class NoisePath(Protocol):
     def between(self, s: float, r: float) -> Tensor:
         """Standard normal, like x, the same at each call with these levels s > r > 0; independent over ways that do not overlap."""
         ...
-
-
-class Run(Protocol):
-    """solver(denoise, x, sigmas): x (B, ...) at the level sigmas[0] -> x0 (B, ...); sigmas (n + 1,) float64, falling, the last 0.
-
-    noise: for stochastic solvers. eta in [0, 1]: share of ancestral noise, churn >= 0: S_churn of Karras et al. 2022, both for the
-    solvers that take them. The state is float32 (float64 where x is).
-    """
-
-    def __call__(
-        self,
-        denoise: Denoise,
-        x: Tensor,
-        sigmas: Tensor,
-        *,
-        noise: Noise | None = None,
-        eta: float = 0.0,
-        churn: float = 0.0,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
 
 
 def levels(sigmas: Tensor) -> list[float]:

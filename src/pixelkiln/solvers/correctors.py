@@ -17,17 +17,7 @@ from .contract import Callback, Denoise, Noise, draw, fresh, levels, march
 __all__ = ["pc_ve", "pc_vp"]
 
 
-def pc_ve(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    snr: float = 0.16,
-) -> Tensor:
+def pc_ve(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None, snr: float = 0.16) -> Tensor:
     """Reverse diffusion and Langevin dynamics of the variance-exploding SDE, 2n - 1 evaluations.
 
     Algorithm 2: x <- x + (s^2 - r^2) g + sqrt(s^2 - r^2) z, g = (D - x) / s^2; then, at r, algorithm 4 with one step:
@@ -44,17 +34,7 @@ def pc_ve(
     return march(denoise, x, s, callback, step)
 
 
-def pc_vp(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    snr: float = 0.16,
-) -> Tensor:
+def pc_vp(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None, snr: float = 0.16) -> Tensor:
     """Reverse diffusion and Langevin dynamics of the variance-preserving SDE, 2n - 1 evaluations, in its coordinates y = alpha x.
 
     Algorithm 3, with beta = 1 - abar_s / abar_r of this very step: y <- (2 - sqrt(1 - beta)) y + beta g + sqrt(beta) z,

@@ -1,7 +1,6 @@
 """One-step solvers of the probability-flow ODE dx/ds = (x - D(x, s)) / s, from s = sigmas[0] to 0 (Karras et al. 2022, arXiv 2206.00364, eq. 1).
 
-Legend: s the level now, r the next one, D the denoised image, lambda = -log s, h = log(s / r). What a solver does not use of the
-contract (`noise`, `eta`, `churn`) is ignored. The last step, to 0, is D (`contract.march`).
+Legend: s the level now, r the next one, D the denoised image, lambda = -log s, h = log(s / r). The last step, to 0, is D (`contract.march`).
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from .contract import Callback, Denoise, Noise, fresh, levels, march, state
 __all__ = ["dpmpp_2s", "dpmpp_3s", "euler", "heun", "heun_step"]
 
 
-def euler(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None) -> Tensor:
     """Euler's method, first order, n evaluations: x + (r - s) (x - D) / s = D + (r / s) (x - D).
 
     Karras et al. 2022, algorithm 1 without lines 6 to 8; in these coordinates it equals DDIM with eta = 0.
@@ -27,17 +24,7 @@ def euler(
 
 
 def heun(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    s_min: float = 0.05,
-    s_max: float = 50.0,
-    s_noise: float = 1.0,
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, churn: float = 0.0, callback: Callback | None = None, s_min: float = 0.05, s_max: float = 50.0, s_noise: float = 1.0
 ) -> Tensor:
     """Heun's method, second order, 2n - 1 evaluations: the mean of the slopes at both ends; the last step, to 0, is Euler's.
 
@@ -67,9 +54,7 @@ def heun_step(denoise: Denoise, x: Tensor, D: Tensor, s: float, r: float) -> Ten
     return x + (r - s) * (slope + (y - denoise(y, r).to(x.dtype)) / r) / 2
 
 
-def dpmpp_2s(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def dpmpp_2s(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None) -> Tensor:
     """DPM-Solver++(2S), second order, 2n - 1 evaluations: D taken in the middle, at m = sqrt(s r).
 
     y = (m / s) x + (1 - m / s) D, x <- (r / s) x + (1 - r / s) D(y, m): Lu et al. 2022 (arXiv 2211.01095), algorithm 1 with
@@ -85,9 +70,7 @@ def dpmpp_2s(
     return march(denoise, x, s, callback, step)
 
 
-def dpmpp_3s(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def dpmpp_3s(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None) -> Tensor:
     """DPM-Solver++(3S), third order, 3n - 2 evaluations: D also at lambda + h/3 and lambda + 2h/3.
 
     DPM-Solver-3 (Lu et al. 2022, arXiv 2206.00927, algorithm 2, r_1 = 1/3, r_2 = 2/3) with D in the place of eps, as

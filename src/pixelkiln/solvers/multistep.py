@@ -6,8 +6,7 @@ The flow has two exact forms, and in each the integrand is replaced by the polyn
     x_r = x_s + int_s^r e dv               slopes: Adams-Bashforth ("lms": c = s; "deis": c = t of the linear schedule)
     x_r = (r/s) x_s + r int_s^r D d(1/v)   estimates, the linear part solved exactly ("dpmpp-2m", "dpmpp-3m", "unipc": c = lambda)
 
-The first steps, with fewer values, are of lower order. The last step, to 0, is D (`contract.march`). What a solver does not use of the
-contract (`noise`, `eta`, `churn`) is ignored.
+The first steps, with fewer values, are of lower order. The last step, to 0, is D (`contract.march`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..processes import linear_path
-from .contract import Callback, Denoise, Noise, Run, levels, march
+from .contract import Callback, Denoise, levels, march
 
 __all__ = ["deis", "dpmpp_2m", "dpmpp_3m", "extrapolated", "ipndm", "lms", "unipc"]
 
@@ -32,9 +31,7 @@ SHORT = 15  # with fewer steps than this, the last steps of DPM-Solver++ and Uni
 ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-def dpmpp_2m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None) -> Tensor:
     """DPM-Solver++(2M), second order, n evaluations: exact in the linear part, D extrapolated from the last two.
 
     With h = log(s / r) and q = h_last / h: x <- (r / s) x + (1 - r / s) ((1 + 1/2q) D - 1/2q D_last)
@@ -50,9 +47,7 @@ def dpmpp_2m(
     return march(denoise, x, s, callback, step)
 
 
-def dpmpp_3m(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def dpmpp_3m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None) -> Tensor:
     """DPM-Solver++(3M), third order, n evaluations: the parabola in lambda through the last three D, integrated exactly.
 
     Lu et al. 2022 (arXiv 2211.01095), eq. 7 to 9 with k = 3: D_s and its two derivatives. Their code and its ports take half of the
@@ -68,17 +63,7 @@ def dpmpp_3m(
     return march(denoise, x, s, callback, step)
 
 
-def unipc(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    order: int = 3,
-) -> Tensor:
+def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None, order: int = 3) -> Tensor:
     """UniPC with B_2(h) = e^h - 1, predictor of `order` 1 to 3, n evaluations: each D also corrects the step that led to it.
 
     Zhao et al. 2023 (arXiv 2302.04867), algorithms 5 to 8 in data prediction. Solving their R rho = b gives the weights of the
@@ -102,9 +87,7 @@ def unipc(
     return march(denoise, x, s, callback, step)
 
 
-def ipndm(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def ipndm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None) -> Tensor:
     """iPNDM, n evaluations: x <- x + (r - s) (55 e - 59 e_1 + 37 e_2 - 9 e_3) / 24, the weights of equal steps whatever the steps are.
 
     Zhang and Chen 2023 (arXiv 2204.13902), section 3.2 and appendix (it improves on PNDM, Liu et al. 2022, arXiv 2202.09778, eq. 12, by
@@ -121,17 +104,7 @@ def ipndm(
     return march(denoise, x, s, callback, step)
 
 
-def _adams(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    clock: Clock,
-) -> Tensor:
+def _adams(denoise: Denoise, x: Tensor, sigmas: Tensor, *, callback: Callback | None = None, clock: Clock) -> Tensor:
     """Adams-Bashforth in slopes, up to four of them, for unequal steps: x <- x + sum_j e_j int_s^r L_j(c(v)) dv."""
     s, past = levels(sigmas), list[Tensor]()
 
@@ -148,10 +121,10 @@ def _linear_time(s: np.ndarray) -> np.ndarray:
     return LINEAR.t_of_ratio(torch.from_numpy(s)).numpy()
 
 
-lms: Run = partial(_adams, clock=lambda s: s)
+lms = partial(_adams, clock=lambda s: s)
 """Linear multistep, fourth order, n evaluations: the cubic in s through the last four slopes. The same as DEIS with rho-AB."""
 
-deis: Run = partial(_adams, clock=_linear_time)
+deis = partial(_adams, clock=_linear_time)
 """DEIS with tAB3, fourth order, n evaluations: the cubic in the time of the linear schedule through the last four slopes.
 
 Zhang and Chen 2023 (arXiv 2204.13902), eq. 14 and 15; their t is that of the network's own schedule, here always the linear one,

@@ -16,18 +16,7 @@ REPEATS, STEPS = 2, 3  # K and N_restart: 12 evaluations
 
 
 def restart(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    low: float = 0.06,
-    ratio: float = 5.0,
-    repeats: int = REPEATS,
-    steps: int = STEPS,
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None, low: float = 0.06, ratio: float = 5.0, repeats: int = REPEATS, steps: int = STEPS
 ) -> Tensor:
     """Heun's method with restarts in one interval, 2n - 1 + 2 repeats steps evaluations (n > 1; with n = 1 nothing restarts).
 

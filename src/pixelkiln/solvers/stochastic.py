@@ -2,7 +2,7 @@
 
 Legend: s the level now, r the next one (0 < r < s), D the denoised image, z standard normal; the last step, to 0, is D, free of noise.
 The papers index steps of one table of betas; here every formula holds for any pair of levels, so there is no "previous time step" to
-get wrong. ValueError where noise is needed and none is given. What a solver does not use of the contract is ignored.
+get wrong. ValueError where noise is needed and none is given.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ __all__ = ["ddim", "ddpm", "ddpm_large", "ddpm_learned", "dpmpp_2m_sde", "dpmpp_
 Moments = Callable[[Tensor, float], tuple[Tensor, Tensor]]  # x (B, ...), s -> D (B, ...) and f (B, ...) in [0, 1]
 
 
-def ddim(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, callback: Callback | None = None) -> Tensor:
     """DDIM with a share eta in [0, 1] of ancestral noise, n evaluations: x <- D + sqrt(r^2 - up^2) (x - D) / s + up z.
 
     up = eta r sqrt(s^2 - r^2) / s, which is sigma_tau(eta) / alpha of Song et al. 2021 (arXiv 2010.02502), eq. 16, in eq. 12
@@ -44,12 +42,10 @@ def ddim(
     return march(denoise, x, s, callback, step)
 
 
-def euler_ancestral(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def euler_ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None) -> Tensor:
     """Euler's method to the level sqrt(r^2 - up^2), then noise up to r, up = r sqrt(s^2 - r^2) / s, n evaluations.
 
-    The "Euler a" of k-diffusion. It is `ddim` with eta = 1, and `ddpm` with small variance, on other levels; `eta` is unused.
+    The "Euler a" of k-diffusion. It is `ddim` with eta = 1, and `ddpm` with small variance, on other levels.
     """
     return ddim(denoise, x, sigmas, noise=noise, eta=1.0, callback=callback)
 
@@ -66,15 +62,7 @@ def variances(s: float, r: float) -> tuple[float, float]:
 
 
 def ddpm(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    noise: Noise | None = None,
-    eta: float = 0.0,
-    churn: float = 0.0,
-    callback: Callback | None = None,
-    variance: Literal["small", "large"] = "small",
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None, variance: Literal["small", "large"] = "small"
 ) -> Tensor:
     """DDPM's ancestral sampling with a fixed variance, n evaluations: x <- D + (r / s)^2 (x - D) + std z.
 
@@ -85,9 +73,7 @@ def ddpm(
     return ddpm_learned(lambda x, s: (denoise(x, s), torch.full((), f)), x, sigmas, noise=noise, callback=callback)
 
 
-def ddpm_large(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def ddpm_large(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None) -> Tensor:
     """`ddpm` with the large variance, beta: right for data that are themselves standard normal; the small one for a single point."""
     return ddpm(denoise, x, sigmas, noise=noise, callback=callback, variance="large")
 
@@ -117,9 +103,7 @@ def ddpm_learned(moments: Moments, x: Tensor, sigmas: Tensor, *, noise: Noise | 
     return march(denoise, x, s, callback, step)
 
 
-def dpmpp_2m_sde(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def dpmpp_2m_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None) -> Tensor:
     """SDE-DPM-Solver++(2M), n evaluations: as `ddpm` with small variance, but D extrapolated from the last two.
 
     x <- E + (r / s)^2 (x - E) + r sqrt(1 - r^2 / s^2) z, E = (1 + 1/2q) D - 1/2q D_last: Lu et al. 2022 (arXiv 2211.01095), appendix B,
@@ -135,9 +119,7 @@ def dpmpp_2m_sde(
     return march(denoise, x, s, callback, step)
 
 
-def dpmpp_sde(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
-) -> Tensor:
+def dpmpp_sde(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, callback: Callback | None = None) -> Tensor:
     """SDE-DPM-Solver++ in one step with D taken in the middle, at m = sqrt(s r), 2n - 1 evaluations.
 
     As `dpmpp_2s` (r_1 = 1/2) with the exact solution of the SDE in the place of the ODE's: to the middle with z_1, then the whole step
