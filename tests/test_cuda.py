@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from test_catalog import NAMES, request, trainer
 
 from pixelkiln.core.types import Condition, Request
 from pixelkiln.engine.where import Where
+from test_catalog import NAMES, request, trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 THREADS = torch.get_num_threads()

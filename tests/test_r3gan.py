@@ -233,7 +233,7 @@ def test_a_compiled_run_takes_the_steps_of_an_eager_one(rules: Rules) -> None:
         where.place(method)
         opt = r3gan("tiny").last.train.opts["d"]
         data = batch(8, 1, 0)
-        t = Trainer(method, TrainConfig(batch=8, opts={"d": opt, "g": opt}), lambda d, i, n: Batch(data.x.float()), 0, 3, where)
+        t = Trainer(method, TrainConfig(batch=8, opts={"d": opt, "g": opt}), lambda d, i, n, data=data: Batch(data.x.float()), 0, 3, where)
         for k in range(3):
             t.step(k)
         assert t.look()["d/r2"] > 0

@@ -158,8 +158,8 @@ class Trainer:
             opt.step()
             if config.bound is not None:
                 with torch.no_grad():
-                    torch._foreach_clamp_min_(self.owned[row.opt], -config.bound)
-                    torch._foreach_clamp_max_(self.owned[row.opt], config.bound)
+                    for p in self.owned[row.opt]:
+                        p.clamp_(-config.bound, config.bound)
             opt.zero_grad(set_to_none=True)
         return found
 

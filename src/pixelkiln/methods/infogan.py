@@ -58,7 +58,7 @@ class InfoGAN(Game):
         names = tuple(f"code-{k}" for k in range(codes.categories))
         super().__init__(DataInfo(info.shape, names), config, CodedGenerator(generator, codes), discriminator, parents)
         self.config, self.codes = config, codes
-        self.recognizer = Recognizer(discriminator.head.in_features, codes)
+        self.recognizer = Recognizer(self.discriminator.head.in_features, codes)
         if names:
             self.abilities = self.abilities | {Ability.LABEL}
 

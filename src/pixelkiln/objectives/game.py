@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ class Game(Method, Latent):
     averaged = ("generator",)
     abilities = frozenset({Ability.LABEL, Ability.TRUNCATION})
     judges: tuple[str, ...] = ("discriminator",)
+    discriminator: Any  # nets.judge.Judge, of which this room knows nothing
 
     def __init__(self, info: DataInfo, config: Setting, generator: nn.Module, discriminator: nn.Module, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
@@ -105,7 +107,7 @@ class Game(Method, Latent):
     def penalties(self, real: Tensor, fake: Tensor, logits: tuple[Tensor, Tensor], label: Tensor | None, moment: Moment) -> dict[str, Tensor]:
         """All that the rules put on D in its own step, weighted."""
         r, found = self.rules, {}
-        critic = self.critic(label, moment, len(real))
+        critic = self.critic(label, moment)
         if r.gradient:
             with exact(real):
                 found["penalty"] = r.gradient * gradient_penalty(critic, real, fake)
