@@ -150,8 +150,9 @@ class Trainer:
             opt.step()
             if config.bound is not None:
                 with torch.no_grad():
-                    torch._foreach_clamp_min_(self.owned[row.opt], -config.bound)
-                    torch._foreach_clamp_max_(self.owned[row.opt], config.bound)
+                    weights: list[Tensor] = [*self.owned[row.opt]]
+                    torch._foreach_clamp_min_(weights, -config.bound)
+                    torch._foreach_clamp_max_(weights, config.bound)
             opt.zero_grad(set_to_none=True)
         return found
 

@@ -84,10 +84,11 @@ class Generator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """z (n, d), label (n,) -> x (n, C, H, W)."""
+        args: tuple[Tensor, ...] = ()
         if self.by_norm and label is not None:
             args = (nn.functional.one_hot(label, self.classes).to(z.dtype),)
         else:
-            args, z = (), joined(z, label, self.classes)
+            z = joined(z, label, self.classes)
         h = self.stem(z).unflatten(1, self.grid).permute(0, 3, 1, 2)  # (n, top, h, w), already channels last
         for norm, conv in zip(self.norms, self.convs, strict=True):
             h = conv(norm(h, *args).relu_())
@@ -104,7 +105,7 @@ def trunk(channels: int, shape: ImageShape, config: DCGANNets) -> tuple[nn.Modul
     wrap: Callable[[nn.Module], nn.Module] = spectral if config.norm == "spectral" else lambda m: m
     blocks: list[nn.Module] = [wrap(Conv2d(channels, c[0], 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
     for high, low in pairwise(c):
-        norm = {"batch": [nn.BatchNorm2d(low)], "layer": [nn.GroupNorm(1, low)]}.get(config.norm, [])
+        norm: list[nn.Module] = [nn.BatchNorm2d(low)] if config.norm == "batch" else [nn.GroupNorm(1, low)] if config.norm == "layer" else []
         blocks += [wrap(Conv2d(high, low, 4, 2, 1, bias=not norm)), *norm, nn.LeakyReLU(0.2, inplace=True)]
     return nn.Sequential(*blocks, nn.Flatten()), c[-1] * h * w, wrap
 

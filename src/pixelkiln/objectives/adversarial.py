@@ -61,7 +61,9 @@ class NonSaturating:
 
     smooths, paired = True, False
 
-    d = staticmethod(non_saturating_d)
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+        return non_saturating_d(real, fake, smoothing)
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
@@ -73,7 +75,9 @@ class Minimax:
 
     smooths, paired = True, False
 
-    d = staticmethod(non_saturating_d)
+    @staticmethod
+    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+        return non_saturating_d(real, fake, smoothing)
 
     @staticmethod
     def g(real: Tensor, fake: Tensor) -> Tensor:
