@@ -227,7 +227,7 @@ def test_what_batchnorm_would_do_to_a_penalty() -> None:
     for norm, mixes in (("batch", True), ("layer", False)):
         torch.manual_seed(0)
         d = DCGAN(DataInfo(ImageShape(1, 16, 16)), DCGANConfig(nets=DCGANNets(8, 8, norm=norm))).discriminator.train()  # type: ignore[arg-type]
-        alone, beside = (input_gradients(lambda t, d=d: d(t)[0], t)[0] for t in (x, torch.cat([x[:1], 3 * x[1:]])))
+        alone, beside = (input_gradients(lambda u, d=d: d(u)[0], t)[0] for t in (x, torch.cat([x[:1], 3 * x[1:]])))
         assert (num((alone - beside).norm() / alone.norm()) > 0.05) == mixes
 
 

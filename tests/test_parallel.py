@@ -65,8 +65,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", list(parallel_worker.CASES))
 def test_two_processes_take_the_steps_that_one_takes(worker: Path, name: str) -> None:
-    """Two rows, a resting row with double backward, a gradient penalty, clipping, averages, BatchNorm, buffers, parameters that some parts do not reach. With
-    two parts even bit for bit: a + b = b + a. With more the order of sums differs."""
+    """Two rows, a resting row with double backward, a gradient penalty, clipping, averages, BatchNorm, buffers, parameters that some parts do
+    not reach. With two parts even bit for bit: a + b = b + a. With more the order of sums differs."""
     losses, held = parallel_worker.case(name, ONE)
     theirs, tensors = json.loads((worker / f"{name}.json").read_text()), load_file(worker / f"{name}.safetensors")
     assert len(theirs) == parallel_worker.STEPS

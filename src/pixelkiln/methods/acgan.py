@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class ACGAN(Game):
         super().__init__(info, config, *players(info, config.latent, config.nets), parents)
         self.need_labels("generator")
         self.weight = config.weight
-        self.classifier = nn.Linear(self.discriminator.head.in_features, len(info.classes))
+        head: Any = self.discriminator.head
+        self.classifier = nn.Linear(head.in_features, len(info.classes))
 
     def wants(self, features: Tensor, label: Tensor | None, z: Tensor | None) -> Mapping[str, Tensor]:
         """-L_C of these images, weighted (eq. 3)."""

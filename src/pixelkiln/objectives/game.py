@@ -138,10 +138,11 @@ class Game(Method, Latent):
     def critic(self, label: Tensor | None, moment: Moment | None = None) -> Critic:
         """D as a function of images alone (of a multiple of the labels' number, too), which it is shown as at that moment, or as they are. It is
         never compiled: penalties differentiate it twice."""
+        judge: Any = self.discriminator.judge
 
         def run(x: Tensor) -> Tensor:
             labels = None if label is None else label.repeat(len(x) // len(label))
-            return self.discriminator.judge(x if moment is None else self.shown(x, moment), labels)[0]
+            return judge(x if moment is None else self.shown(x, moment), labels)[0]
 
         return run
 
