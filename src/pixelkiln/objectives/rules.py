@@ -60,6 +60,8 @@ def checked(rules: Rules) -> Rules:
             raise UserError(f"model.rules.{f.name} is {value}: it must not be negative")
     if rules.critic_steps < 1 or rules.r_every < 1:
         raise UserError("model.rules: critic_steps and r_every are at least 1")
+    if rules.ada_speed == 0:
+        raise UserError("model.rules.ada_speed: the images in which ADA's probability may go from 0 to 1; give more than 0")
     return rules
 
 
