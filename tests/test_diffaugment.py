@@ -53,15 +53,15 @@ def test_ranges_are_those_of_images_in_minus_one_to_one() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (16, 32), (12, 20)])
 def test_translation_against_a_loop_zeros_moved_in_and_at_most_an_eighth(height: int, width: int) -> None:
-    x = random_images(400, 2, height, width)
+    x = random_images(100, 1, height, width)
     torch.manual_seed(3)
     got = translated(x)
     most, found = (height // 8, width // 8), set()
-    for i in range(400):
+    for i in range(100):
         fits = []
         for dy in range(-most[0] - 1, most[0] + 2):
             for dx in range(-most[1] - 1, most[1] + 2):
-                expected = torch.zeros(2, height, width)
+                expected = torch.zeros(1, height, width)
                 for r in range(max(0, -dy), min(height, height - dy)):
                     expected[:, r, max(0, -dx) : min(width, width - dx)] = x[i, :, r + dy, max(0, dx) : min(width, width + dx)]
                 if torch.equal(got[i], expected):
@@ -82,7 +82,7 @@ def test_cutout_is_half_the_side_and_centered_anywhere(height: int, width: int) 
     for line, side in ((rows, height), (columns, width)):
         size = int(side * 0.5 + 0.5)
         centers, lengths = side + 1 - size % 2, line.sum(1)
-        assert int(lengths.max()) == size and int(lengths.min()) == size // 2  # a center at the border: half of the box is outside
+        assert int(lengths.max()) == size and int(lengths.min()) == (size + 1) // 2  # a center at the border: half of the box is outside
         for at in (0, side // 2, side - 1):  # a pixel is in the box of every center near enough
             within = sum(c - size // 2 <= at < c - size // 2 + size for c in range(centers)) / centers
             assert float(line[:, at].double().mean()) == pytest.approx(within, abs=0.035)
@@ -101,8 +101,8 @@ def test_every_sample_has_its_own_random_numbers(change: Callable[[Tensor], Tens
 @pytest.mark.parametrize("change", CHANGES)
 def test_gradients_and_their_gradients(change: Callable[[Tensor], Tensor]) -> None:
     x = random_images(2, 3, 8, 9, torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: seeded(change, x), x)
-    assert torch.autograd.gradgradcheck(lambda x: seeded(change, x).sin() * seeded(change, x.square(), 1), x)
+    assert torch.autograd.gradcheck(lambda x: seeded(change, x), x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x: seeded(change, x).sin() * seeded(change, x.square(), 1), x, fast_mode=True)
 
 
 def test_half_precision_has_the_random_numbers_of_single() -> None:

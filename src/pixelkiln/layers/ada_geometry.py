@@ -102,11 +102,13 @@ def resampled(x: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
     more = linear - torch.eye(2, dtype=x.dtype, device=x.device)  # of what stays in its place nothing is rounded
     j_w, j_h = (torch.arange(2 * side + 10, device=x.device, dtype=x.dtype) for side in (w, h))
     far_w, far_h = (j - (side - 1) - sym6_delay() for j, side in ((j_w, w), (j_h, h)))  # from the center, in samples
-    places = []
-    for i, here, side in ((0, j_w, w), (1, j_h[:, None], h)):
-        there = here + more[:, i, 0, None, None] * far_w + more[:, i, 1, None, None] * far_h[:, None] + 2 * offset[:, i, None, None]  # (n, 2 H + 10, 2 W + 10)
-        places.append((2 * there.remainder(period(side)) + 1) / (period(side) + 1) - 1)  # grid_sample's numbers, align_corners=False
-    samples: Tensor = Sampled.apply(up, torch.stack(places, dim=3))
+    places = up.new_empty(n, 2 * h + 10, 2 * w + 10, 2)
+    for i, side in ((0, w), (1, h)):
+        across, down = more[:, i, 0, None, None] * far_w, more[:, i, 1, None, None] * far_h[:, None] + 2 * offset[:, i, None, None]
+        there = j_w + across + down if i == 0 else across + (j_h[:, None] + down)  # (n, 2 H + 10, 2 W + 10)
+        turns = (there / period(side)).floor_().mul_(period(side))  # as remainder(), which is slow
+        places[..., i] = there.sub_(turns).mul_(2).sub_(period(side)).div_(period(side) + 1)  # grid_sample's numbers, align_corners=False
+    samples: Tensor = Sampled.apply(up, places)
     return separable(samples, downsampling(h, x.dtype, x.device), downsampling(w, x.dtype, x.device))
 
 

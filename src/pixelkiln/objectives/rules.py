@@ -66,6 +66,8 @@ def checked(rules: Rules) -> Rules:
         raise UserError("model.rules.r_sigma: differences need D to be shown an image twice alike; set augment none and noise 0, or r_sigma 0")
     if rules.critic_steps < 1 or rules.r_every < 1:
         raise UserError("model.rules: critic_steps and r_every are at least 1")
+    if rules.ada_speed == 0:
+        raise UserError("model.rules.ada_speed: the images in which ADA's probability may go from 0 to 1; give more than 0")
     return rules
 
 
