@@ -181,8 +181,8 @@ def test_losses_are_the_games_minus_the_weighted_bounds(monkeypatch: pytest.Monk
     sigma = torch.full_like(mean, 0.5) if deviation else (-4 + torch.log1p((spread + 4).exp())).exp()
     s = torch.erf(z[:, 4:6] / math.sqrt(2))
     gauss = torch.distributions.Normal(mean, sigma).log_prob(s).sum(1).mean() + 2 * math.log(2)
-    assert float(found["loss"] - plain["loss"]) == pytest.approx(float(-0.7 * onehot - 0.3 * gauss), rel=1e-3, abs=1e-4)
-    assert float(found["category"]) == pytest.approx(float(-0.7 * onehot), rel=1e-3, abs=1e-5)
+    assert float((found["loss"] - plain["loss"]).detach()) == pytest.approx(float((-0.7 * onehot - 0.3 * gauss).detach()), rel=1e-3, abs=1e-4)
+    assert float(found["category"]) == pytest.approx(float(-0.7 * onehot.detach()), rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("codes", [Codes(0, 2), Codes(4, 0)])
@@ -267,7 +267,7 @@ def test_codes_find_the_modes() -> None:
     left[..., :4] = 1.0
     modes = torch.stack([left, left.flip(-1)])
     opts = {row.opt: torch.optim.Adam([p for n in row.nets for p in getattr(method, n).parameters()], 2e-3, betas=(0.5, 0.999)) for row in method.updates()}
-    for _ in range(400):
+    for _ in range(250):
         for row in method.updates():
             opts[row.opt].zero_grad()
             with only(method, row.nets):

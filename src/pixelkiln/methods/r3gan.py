@@ -47,10 +47,10 @@ class R3GAN(Game):
 
 def r3gan(size: Size = "small") -> Recipe:
     """R3GAN: relativistic, with both gradient penalties, on residual networks. Huang et al. 2025, arXiv 2501.05441."""
-    nets = by_size(size, tiny=R3Nets((16, 8), blocks=1, group=8), small=R3Nets((128, 64, 32), blocks=1), base=R3Nets())
+    nets = by_size(size, tiny=R3Nets((16, 8), blocks=1, group=8), small=R3Nets((64, 32, 16), blocks=1, group=8), base=R3Nets())
     gamma = by_size(size, tiny=0.1, small=0.1, base=0.05)
     model = R3GANConfig(nets=nets, rules=Rules("relativistic", r1=gamma, r2=gamma, r_end=0.1), latent=by_size(size, tiny=16, small=64, base=64))
-    rate = replace(adam(size, small=5e-4, base=2e-4, betas=(0.0, 0.99)), decay="cosine", final=0.25)
+    rate = replace(adam(size, small=1e-3, base=2e-4, betas=(0.0, 0.99)), decay="cosine", final=0.25)
     data = by_size(size, tiny=data_for("tiny"), small=data_for("small"), base=DataConfig(resolution=32))
     return Recipe(
         stages=(Stage(R3GAN, model, data, training(size, d=rate, g=rate, batch=512, steps=40_000, half_life=500_000.0)),),
