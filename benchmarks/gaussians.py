@@ -205,7 +205,7 @@ def main() -> None:
     truth = quality(points(args.n, generator("gaussians", "floor")), centers(), DEVIATION, args.least)
     if not args.only or args.picture:
         target = args.picture or HERE.parent / "docs" / "pictures" / "gaussians.png"
-        picture([r for r in rows if r["seed"] == 0]).quantize(64).save(target, optimize=True)
+        picture([r for r in rows if r["seed"] == 0]).quantize(96, Image.Quantize.FASTOCTREE).save(target, optimize=True)
         print(target)
     if args.only:
         return

@@ -122,6 +122,16 @@ def memory() -> dict[str, float]:
     return found
 
 
+class Whole:
+    """In place of the counter's own tracker of modules, whose hooks forbid gradients of gradients: all belongs to the whole."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class Slices(Clock):
     """The clock of a program that speed.py times against others: they take turns, and wait while another one runs.
 
@@ -134,6 +144,7 @@ class Slices(Clock):
         super().__init__(math.inf)
         self.device, self.facts = device, facts
         self.counter: FlopCounterMode | None = FlopCounterMode(display=False)
+        self.counter.mod_tracker = Whole()
         self.counter.__enter__()
 
     def tick(self, images: float) -> bool:
