@@ -1,4 +1,4 @@
-"""What D is shown: the probability that follows D's answers, kept through a resume; versions of an image augmented alike; nothing where nothing is asked."""
+"""What D is shown: the probability that follows D's answers, kept through a resume; nothing where nothing is asked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelkiln.core.recipe import Recipe
-from pixelkiln.core.types import Batch, DataInfo, ImageShape, Moment, UserError
+from pixelkiln.core.types import Batch, Moment, UserError
 from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import make
 from pixelkiln.engine.loop import Trainer
@@ -19,7 +19,6 @@ from pixelkiln.methods.dcgan import dcgan
 from pixelkiln.methods.wgan_gp import wgan_gp
 from pixelkiln.objectives.adversarial import OBJECTIVES
 from pixelkiln.objectives.game import Game
-from pixelkiln.objectives.penalties import difference_penalty
 from pixelkiln.objectives.rules import Rules, checked
 from pixelkiln.objectives.shown import HIGHEST, Shown, signs
 
@@ -77,6 +76,13 @@ def recipe(augment: str, base: Recipe | None = None, accumulate: int = 1, **rule
     model: Any = base.last.model
     model = replace(model, rules=replace(model.rules, augment=augment, **rules))
     return replace(base, stages=(replace(base.last, model=model, train=replace(base.last.train, accumulate=accumulate)),))
+
+
+def smooth() -> Recipe:
+    """A discriminator without BatchNorm, as penalties ask for."""
+    base = dcgan("tiny")
+    model: Any = base.last.model
+    return replace(base, stages=(replace(base.last, model=replace(model, nets=replace(model.nets, norm="layer"))),))
 
 
 def trainer(r: Recipe, total: int = 12, seed: int = 0) -> Trainer:
@@ -161,41 +167,15 @@ def test_nothing_is_kept_or_done_without_augmentation() -> None:
     x = torch.randn(2, 1, 8, 8)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    assert made.method.shown(x, NOW) is x and torch.equal(made.method.shown(x, NOW, 2), x)
+    assert made.method.shown(x, NOW) is x
     assert torch.equal(torch.get_rng_state(), before)
     made.step(0)
     assert not {"d/signs", "d/p"} & made.look().keys()
 
 
-@pytest.mark.parametrize(("augment", "noise"), [("ada", 0.0), ("diffaugment", 0.0), ("none", 0.3), ("ada", 0.3)])
-def test_versions_of_an_image_are_treated_alike_and_images_are_not(augment: Any, noise: float) -> None:
-    shown = Shown(augment, noise, 0.5, "bgcfnc")
-    if augment == "ada":
-        shown.p.fill_(1.0)
-    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(5, -1, -1, -1)
-    torch.manual_seed(0)
-    a, b = shown(torch.cat([x, x]), NOW, 2).chunk(2)
-    c, d = shown(torch.cat([x, x]), NOW, 2).chunk(2)
-    assert torch.equal(a, b) and torch.equal(c, d)
-    assert not torch.equal(a, c) and not torch.equal(a[0], a[1])
-
-
-@pytest.mark.parametrize("augment", ["none", "diffaugment", "ada"])
-def test_penalty_by_differences_is_not_that_of_the_augmentation(augment: Any) -> None:
-    """With random changes of its own for each of the two images the difference would be 1 / sigma as large as it should."""
-    r = recipe(augment)
-    method = make(r.last, DataInfo(ImageShape(1, 16, 16)), {}, 0)
-    if augment == "ada":
-        method.shown.p.fill_(0.5)
-    x = torch.rand(16, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    torch.manual_seed(0)
-    near, far = (float(torch.stack([difference_penalty(method.critic(None, NOW, 16), x, s).detach() for _ in range(8)]).mean()) for s in (0.003, 0.03))
-    assert near == pytest.approx(far, rel=0.8)
-
-
 @pytest.mark.parametrize("ada", ["b", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc"])
 def test_every_group_trains_with_a_penalty_through_it(ada: str) -> None:
-    made = trainer(recipe("ada", ada=ada, r1=0.1))
+    made = trainer(recipe("ada", smooth(), ada=ada, r1=0.1))
     made.method.shown.p.fill_(0.5)
     before = made.method.discriminator.head.weight.clone()
     for k in range(2):

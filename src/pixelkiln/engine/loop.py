@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..core.protocols import Fit, Method, Update
 from ..core.recipe import TrainConfig
-from ..core.rng import seed_all
+from ..core.rng import key, seed_all
 from ..core.types import Batch, Moment
 from .ema import Average
 from .optim import build, lr_at, pack, settle, unpack
@@ -68,6 +68,7 @@ class Trainer:
 
     def __init__(self, method: Method, config: TrainConfig, draw: Callable[[int, int, int], Batch], seed: int, total: int, where: Where) -> None:
         self.method, self.config, self.draw, self.seed, self.total, self.where = method, config, draw, seed, total, where
+        self.first_seed, self.rate, self.norms = seed, 1.0, False
         rows = method.updates()
         self.fits = [row for row in rows if isinstance(row, Fit)]
         self.rows = [row for row in rows if isinstance(row, Update)]
@@ -87,6 +88,11 @@ class Trainer:
         self.others = {row.nets: others(method, row.nets) for row in self.rows}  # walked through once: it takes as long as a small step
         self.modules = list(method.modules())
         self.pending: list[tuple[int, dict[str, Tensor]]] = []  # terms since the last look, not yet read off the device
+
+    def retry(self, rollbacks: int) -> None:
+        """From now on other random numbers, and half the rates for each time that training was taken back; 0: as it began."""
+        self.seed = key(self.first_seed, "rollback", rollbacks) if rollbacks else self.first_seed
+        self.rate = 0.5**rollbacks
 
     def fit(self, passes: Callable[[], Iterable[Batch]]) -> dict[str, float]:
         """Execute the closed-form rows."""
@@ -123,7 +129,7 @@ class Trainer:
         """One row: add up the gradients of all parts, ours being `share`; clip, step."""
         config, opt = self.config.opts[row.opt], self.opts[row.opt]
         for group in opt.param_groups:
-            group["lr"] = lr_at(config, moment)
+            group["lr"] = self.rate * lr_at(config, moment)
         prefix = f"{row.name}/" if len(self.rows) > 1 else ""
         found: dict[str, Tensor] = {}
         parts, team = self.config.accumulate, self.where.team
@@ -147,12 +153,13 @@ class Trainer:
                 buffers.end()
             if config.clip is not None:
                 found[f"{prefix}grad_norm"] = nn.utils.clip_grad_norm_(self.owned[row.opt], config.clip).detach()
+            elif self.norms and (moment.step + 1) % self.config.log_every == 0:
+                found[f"watch/{prefix}grad_norm"] = nn.utils.get_total_norm([p.grad for p in self.owned[row.opt] if p.grad is not None]).detach()
             opt.step()
             if config.bound is not None:
                 with torch.no_grad():
-                    weights: list[Tensor] = [*self.owned[row.opt]]
-                    torch._foreach_clamp_min_(weights, -config.bound)
-                    torch._foreach_clamp_max_(weights, config.bound)
+                    for p in self.owned[row.opt]:
+                        p.clamp_(-config.bound, config.bound)
             opt.zero_grad(set_to_none=True)
         return found
 

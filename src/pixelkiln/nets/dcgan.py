@@ -27,7 +27,7 @@ def stem(shape: ImageShape) -> tuple[int, int, int]:
         h, w, k = h // 2, w // 2, k + 1
     if k == 0 or min(h, w) < 4 or max(h, w) > 15:
         size = f"{shape.height}x{shape.width}"
-        raise UserError(f"dcgan doubles a grid of 4 to 15 pixels and cannot reach {size}: give --data.resolution 32 or 64")
+        raise UserError(f"convolutional generators double a grid of 4 to 15 pixels and cannot reach {size}: give --data.resolution 32 or 64")
     return h, w, k
 
 
@@ -105,7 +105,8 @@ def trunk(channels: int, shape: ImageShape, config: DCGANNets) -> tuple[nn.Modul
     wrap: Callable[[nn.Module], nn.Module] = spectral if config.norm == "spectral" else lambda m: m
     blocks: list[nn.Module] = [wrap(Conv2d(channels, c[0], 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
     for high, low in pairwise(c):
-        norm: list[nn.Module] = [nn.BatchNorm2d(low)] if config.norm == "batch" else [nn.GroupNorm(1, low)] if config.norm == "layer" else []
+        norms: dict[str, list[nn.Module]] = {"batch": [nn.BatchNorm2d(low)], "layer": [nn.GroupNorm(1, low)]}
+        norm = norms.get(config.norm, [])
         blocks += [wrap(Conv2d(high, low, 4, 2, 1, bias=not norm)), *norm, nn.LeakyReLU(0.2, inplace=True)]
     return nn.Sequential(*blocks, nn.Flatten()), c[-1] * h * w, wrap
 
