@@ -166,6 +166,10 @@ class Classifier(ABC):
     @abstractmethod
     def logits(self, x: Tensor, sigma: Tensor) -> Tensor: ...
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps (B, C_l, h_l, w_l) of clean images, from fine to coarse, differentiable: what perceptual distances compare. May be none."""
+        return []
+
 
 class Latent(ABC):
     """A map from a standard normal latent to images: what interpolation walks in."""

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from ..core.recipe import Recipe, Size, Stage
 from ..methods import code_prior as prior
-from ..methods import vqvae as codec
+from ..methods import vqgan, vqvae
 
-__all__ = ["vq_transformer"]
+__all__ = ["vq_transformer", "vqgan_transformer"]
 
 
 def _both(first: Recipe, second: Recipe, summary: str) -> Recipe:
@@ -20,4 +20,9 @@ def _both(first: Recipe, second: Recipe, summary: str) -> Recipe:
 
 def vq_transformer(size: Size = "small") -> Recipe:
     """`vqvae`, then `code-prior` on its codes: a generator by one command."""
-    return _both(codec.vqvae(size), prior.code_prior(size), "a VQ-VAE and a transformer that writes its codes: a generator in two stages")
+    return _both(vqvae.vqvae(size), prior.code_prior(size), "a VQ-VAE and a transformer that writes its codes: a generator in two stages")
+
+
+def vqgan_transformer(size: Size = "small") -> Recipe:
+    """`vqgan`, then `code-prior` on its codes."""
+    return _both(vqgan.vqgan(size), prior.code_prior(size), "a VQGAN and a transformer that writes its codes: a generator in two stages")
