@@ -68,7 +68,7 @@ def test_codes_are_what_their_numbers_look_up(config: CodebookConfig, residual: 
     assert found.z.shape == z.shape
     assert found.indices.shape == (4, residual * groups, 3, 5)
     assert found.indices.dtype == torch.int64
-    assert 0 <= int(found.indices.min()) and int(found.indices.max()) < q.vocabulary
+    assert int(found.indices.min()) >= 0 and int(found.indices.max()) < q.vocabulary
     torch.testing.assert_close(found.z, q.lookup(found.indices), atol=1e-5, rtol=1e-5)
     assert torch.equal(q.indices(z), found.indices)
     assert {"usage", "perplexity"} <= {*found.terms}

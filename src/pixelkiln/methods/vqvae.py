@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Tokenizer, Update
