@@ -1,4 +1,4 @@
-"""The catalog: every public function annotated `-> Recipe` in methods/ and edit/ is a recipe. No registry, no import side effects.
+"""The catalog: every public function annotated `-> Recipe` in methods/, edit/ and recipes/ is a recipe. No registry, no import side effects.
 
 A built-in recipe has its function's name with dashes ("vae-mlp"); a user's own is "my_package.my_file:my_recipe" (or
 "path/to/file.py:my_recipe"). A run folder stores the name only: somebody else's module is imported only if the user names it.
@@ -26,7 +26,7 @@ from .types import UserError
 
 __all__ = ["builtin", "find", "module_of", "override", "recipes_in", "stages_from_json", "stages_to_json"]
 
-ROOMS = ("pixelkiln.methods", "pixelkiln.edit")
+ROOMS = ("pixelkiln.methods", "pixelkiln.edit", "pixelkiln.recipes")
 Maker = Callable[..., Recipe]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
 
-__all__ = ["Classifier", "Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Update"]
+__all__ = ["Classifier", "Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Tokenizer", "Update"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,28 @@ class Codec(ABC):
     def decode(self, z: Tensor) -> Tensor: ...
 
 
+class Tokenizer(Codec):
+    """A codec whose codes are numbers, so that an image is a sequence of them, one codebook's codes after another's and row by row in each.
+
+    vocabulary: codes of every codebook, K; grids: rows and columns of each codebook's codes, in the order of the sequence.
+    """
+
+    vocabulary: int
+    grids: tuple[tuple[int, int], ...]
+
+    @abstractmethod
+    def tokens(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> (B, N) int64 in 0..K-1, N codes in all."""
+
+    @abstractmethod
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, N) -> x (B, C, H, W)."""
+
+    def log_likelihood(self, x: Tensor, tokens: Tensor) -> Tensor | None:
+        """log p(x | tokens) of 8-bit images, nats (B,), where the decoder is a distribution over them; else None."""
+        return None
+
+
 class Denoiser(ABC):
     """E[x0 | x] for x = x0 + sigma * noise (variance-exploding coordinates, which every Gaussian path maps to by x / alpha).
 
@@ -143,6 +165,10 @@ class Classifier(ABC):
 
     @abstractmethod
     def logits(self, x: Tensor, sigma: Tensor) -> Tensor: ...
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps (B, C_l, h_l, w_l) of clean images, from fine to coarse, differentiable: what perceptual distances compare. May be none."""
+        return []
 
 
 class Latent(ABC):
@@ -188,5 +214,5 @@ class Likelihood(ABC):
 
 def describe(method: type[Method]) -> dict[str, Any]:
     """Facts for the catalog: what the method takes and what it can do."""
-    able = {"classifier": Classifier, "codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood}
+    able = {"classifier": Classifier, "codec": Codec, "denoiser": Denoiser, "latent": Latent, "likelihood": Likelihood, "tokenizer": Tokenizer}
     return {"takes": sorted(method.abilities), "can": [k for k, v in able.items() if issubclass(method, v)]}

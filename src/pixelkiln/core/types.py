@@ -65,6 +65,9 @@ class Ability(StrEnum):
     THRESHOLD = "threshold"
     STRENGTH = "strength"
     TRUNCATION = "truncation"
+    TEMPERATURE = "temperature"
+    TOP_K = "top_k"
+    TOP_P = "top_p"
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class Request:
     estimate brought back to the conditional one's deviation; threshold: percentile of dynamic thresholding, in (0, 1];
     strength: how far a source image is re-noised, in (0, 1]; truncation: shrinks the latent, above 0: a number, in the way that
     the method has, or the way and the number.
+    temperature: divides the logits of a code, from 0 (the likeliest); top_k: only so many of the likeliest codes; top_p: only as many as reach this
+    probability together, in (0, 1].
     callback(i, n, x0): called after each step with the current estimate of the images.
     """
 
@@ -153,6 +158,9 @@ class Request:
     threshold: float | None = None
     strength: float | None = None
     truncation: float | tuple[Truncation, float] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
     callback: Callable[[int, int, Tensor], None] | None = None
 
     def given(self) -> frozenset[str]:

@@ -144,7 +144,7 @@ class Trainer:
                 for name, value in terms.items():
                     amount = over(value.detach(), parts)
                     found[prefix + name] = found[prefix + name] + amount if prefix + name in found else amount
-                buffers.keep()
+                buffers.keep(part)
             if parts > 1:  # a parameter that our parts do not reach may be reached by another process's
                 trained = [p for p in self.owned[row.opt] if p.requires_grad]
                 for p in trained:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.files import refuse_pickle
 from ..core.images import from_uint8
-from ..core.protocols import Likelihood
+from ..core.protocols import Codec, Likelihood
 from ..core.recipe import DataConfig
 from ..core.types import Ability, Request, UserError
 from ..data import ImageSet
@@ -89,15 +89,16 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data); knobs: as
     `Trained.sample`. An editing method is given test images, in turn (and the mask `middle`, where it takes one), and scores of pairs compare
-    its images with them. Several processes share sampling and features, with the scores of one process, bit for bit; the first has them, and
-    the others get an empty report.
+    its images with them; a codec that generates nothing is measured by what it makes of test images. Several processes share sampling and
+    features, with the scores of one process, bit for bit; the first has them, and the others get an empty report.
     """
     log = log or Log(quiet=True)
-    if not trained.method.generates:
+    rebuilds = not trained.method.generates and isinstance(trained.method, Codec)
+    if not trained.method.generates and not rebuilds:
         raise UserError(f"{trained.facts['recipe']} does not generate, so there are no samples to score: its report shows what it can do")
     own = data_of(trained, source, access)
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
-    edits = Ability.SOURCE in trained.method.abilities
+    edits = Ability.SOURCE in trained.method.abilities or rebuilds
     whole = trained.request(num, ask.seed, label, **knobs)
     if edits and label is None:  # each test image as it is
         whole = replace(whole, cond=replace(whole.cond, label=None))
@@ -127,7 +128,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
             beside.add(seen)
     if not team.first:
         return Measured(report, {})
-    of = "edits, beside their sources" if edits else "reconstructions of test images"
+    of = "edits, beside their sources" if edits and not rebuilds else "reconstructions of test images"
     more = beside.results({"of": of}) + [path_result(trained, extractor, min(num, PATHS), ask.seed, label) for _ in paths]
     report = Report((*report.results, *more), report.warnings)
     nats: dict[str, Any] = {}
@@ -162,7 +163,10 @@ def _sampled(trained: Trained, whole: Request, sources: ImageSet | None, fake: S
         if sources is not None:
             given = sources.images_of(torch.arange(start, start + len(request.seeds)) % len(sources))
             request = replace(request, cond=replace(request.cond, source=from_uint8(given)))
-        images = generate(trained.method, request, trained.where.alone())
+        if given is not None and not trained.method.generates:
+            images = reconstruction(trained, given)
+        else:
+            images = generate(trained.method, request, trained.where.alone())
         seen = fake.look(images, torch.arange(start, start + len(images)), request.cond.label)
         return seen if given is None else seen | beside.look(given, images)
 

@@ -225,26 +225,33 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
+def _drawn(method: nn.Module) -> set[int]:
+    """Ids of the buffers that hold what was drawn."""
+    return {id(b) for m in method.modules() for name, b in m.named_buffers(recurse=False) if name in getattr(m, "of_first", ())}
+
+
 class Buffers:
     """A method's buffers over the parts of a row: each part begins with those that the row began with, and the row ends with their mean.
 
-    So r <- (1 - m) r + m s, of a BatchNorm, say, comes to the mean of s over the parts. Integers must come out of every part alike.
+    So r <- (1 - m) r + m s, of a BatchNorm, say, comes to the mean of s over the parts. Integers must come out of every part alike. Buffers
+    that their module names in `of_first` hold what was drawn from a part, of which there is no mean: those of the first part count.
     """
 
     def __init__(self, method: nn.Module, parts: int) -> None:
         self.method, self.parts = method, parts
         self.before = [b.clone() for b in self._live()]
         self.sums = [torch.zeros_like(b) for b in self.before if b.is_floating_point()]
+        self.drawn = _drawn(method) if parts > 1 else set()
 
     def begin(self) -> None:
         """A part begins."""
         for b, old in zip(self._live(), self.before, strict=True):
             b.copy_(old)
 
-    def keep(self) -> None:
-        """A part has ended."""
+    def keep(self, part: int) -> None:
+        """Part number `part` has ended."""
         for total, b in zip(self.sums, [b for b in self._live() if b.is_floating_point()], strict=True):
-            total.add_(b, alpha=1 / self.parts)
+            total.add_(b, alpha=float(part == 0) if id(b) in self.drawn else 1 / self.parts)
 
     def end(self) -> None:
         """The row ends; `sums` have been added up over the processes."""

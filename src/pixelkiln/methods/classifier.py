@@ -83,6 +83,10 @@ class NoisyClassifier(Method, Classifier):
         logits: Tensor = self.net(xt, t)
         return logits
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of clean images x (B, C, H, W), at the path's lowest level of noise."""
+        return self.net.maps(x, x.new_full((len(x),), self.path.t_min))
+
     def draw(self, request: Request) -> Tensor:
         """UserError: there is nothing to draw."""
         raise UserError("a classifier does not generate: give it as --parent classifier=RUN to 'pixelkiln train classifier-guided'")

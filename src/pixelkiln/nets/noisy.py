@@ -36,9 +36,14 @@ class NoisyEncoder(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, C, H, W), t (B,) -> logits (B, K)."""
+        logits: Tensor = self.head(F.silu(self.norm(self.maps(x, t)[-1])).mean((2, 3)))
+        return logits
+
+    def maps(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        """What leaves each block, (B, C_l, h_l, w_l)."""
         vec = self.time(sinusoidal(1000 * t, self.config.width))  # (B, D)
-        h = self.stem(F.pixel_unshuffle(x, self.config.patch))
+        h, found = self.stem(F.pixel_unshuffle(x, self.config.patch)), []
         for layer in self.down:
             h = layer(h, vec) if isinstance(layer, Block) else layer(h)
-        logits: Tensor = self.head(F.silu(self.norm(h)).mean((2, 3)))
-        return logits
+            found += [h] if isinstance(layer, Block) else []
+        return found

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OBJECTIVES", "Name", "Objective", "non_saturating_d", "non_saturating_g", "wide"]
+__all__ = ["OBJECTIVES", "Hinge", "Name", "Objective", "adaptive_weight", "non_saturating_d", "non_saturating_g", "wide"]
 
 Name = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
+
+MOST = 1e4  # of an adaptive weight
 
 
 def wide(x: Tensor) -> Tensor:
@@ -149,3 +151,10 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "wasserstein": Wasserstein,
     "relativistic": Relativistic,
 }
+
+
+def adaptive_weight(rec: Tensor, adversarial: Tensor, last: Tensor, delta: float = 1e-4) -> Tensor:
+    """|grad rec| / (|grad adversarial| + delta), a scalar, detached: gradients of both losses at the decoder's last weights, so that the adversarial
+    one pulls as hard as the reconstruction (Esser et al. 2021, arXiv 2012.09841, eq. 7)."""
+    of_rec, of_adversarial = (torch.autograd.grad(loss, last, retain_graph=True)[0].float().norm() for loss in (rec, adversarial))
+    return (of_rec / (of_adversarial + delta)).clamp(0, MOST).detach()
