@@ -5,11 +5,16 @@ As diffusers' own tests build them: few channels, one or two layers, 5-token voc
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+
+from pixelkiln.cli.main import main
 
 SIZE = 32  # pixels a side of what U-Nets here make by default
 
@@ -204,3 +209,44 @@ def folder(base: Path, name: str) -> Path:
     path = base / name
     BUILD[name]().save_pretrained(path, safe_serialization=True)
     return path
+
+
+def imagine(*words: object) -> int:
+    """The command, on the CPU."""
+    return main(["imagine", *map(str, words), "--quiet", "--device", "cpu"])
+
+
+def pixels(path: Path) -> np.ndarray[Any, Any]:
+    """An image file as (H, W, 3)."""
+    return np.array(Image.open(path).convert("RGB"))
+
+
+def recipe(path: Path) -> dict[str, Any]:
+    """What the image says of itself."""
+    return json.loads(Image.open(path).text["pixelkiln"])  # type: ignore[attr-defined]
+
+
+def picture(path: Path, width: int = SIZE, height: int = SIZE, seed: int = 0) -> Image.Image:
+    """A random smooth picture, saved as PNG."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    image.save(path)
+    return image
+
+
+def direct(model: Path, auto: str = "AutoPipelineForText2Image", solver: str = "auto", prepare: Any = None, parts: Any = None, **values: Any) -> np.ndarray[Any, Any]:
+    """The image that diffusers makes itself, without pixelkiln. parts: arguments of from_pretrained; prepare: told the pipeline."""
+    import diffusers
+
+    pipe = getattr(diffusers, auto).from_pretrained(model, use_safetensors=True, **(parts or {}))
+    if hasattr(pipe, "unet") and solver == "auto" and type(pipe.scheduler).__name__ != "EulerAncestralDiscreteScheduler":
+        pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
+    elif solver not in ("auto", "own"):
+        pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    if "seed" in values:
+        values["generator"] = [torch.Generator().manual_seed(values.pop("seed"))]
+    if model.name in ("pixart", "sana"):
+        values |= {"use_resolution_binning": False, "clean_caption": False}
+    values |= prepare(pipe) or {} if prepare else {}
+    return np.array(pipe(**values).images[0])

@@ -84,7 +84,7 @@ class Studio:
     def _multiple(self) -> int:
         """Sides of images are multiples of it."""
         scale = int(getattr(self.pipe, "vae_scale_factor", 8))
-        return scale * 2 if self.family in ("flux", "sd3") else scale
+        return {"flux": scale * 2, "sd3": scale * 2, "sana": 32, "other": scale}.get(self.family, max(8, scale))
 
     def _read(self) -> None:
         """The user's images, once."""
