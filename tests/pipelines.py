@@ -159,9 +159,9 @@ def sdxl() -> Any:
 def sd3() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    net = seeded(SD3Transformer2DModel, sample_size=32, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
-                 caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=4)
-    return StableDiffusion3Pipeline(transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(shift_factor=0.06, scaling_factor=1.53),
+    net = seeded(SD3Transformer2DModel, sample_size=16, patch_size=1, in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+                 caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=16)
+    return StableDiffusion3Pipeline(transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(16, shift_factor=0.06, scaling_factor=1.53),
                                     text_encoder=clip_text(32, True), tokenizer=clip_tokenizer(),
                                     text_encoder_2=clip_text(32, True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5(64), tokenizer_3=t5_tokenizer())
 
@@ -226,10 +226,10 @@ def recipe(path: Path) -> dict[str, Any]:
     return json.loads(Image.open(path).text["pixelkiln"])  # type: ignore[attr-defined]
 
 
-def picture(path: Path, width: int = SIZE, height: int = SIZE, seed: int = 0) -> Image.Image:
-    """A random smooth picture, saved as PNG."""
+def picture(path: Path, width: int = SIZE, height: int = SIZE, seed: int = 0, sharp: bool = False) -> Image.Image:
+    """A random picture, smooth or of blocks, saved as PNG."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.NEAREST if sharp else Image.Resampling.BICUBIC)
     image.save(path)
     return image
 

@@ -86,6 +86,11 @@ class Studio:
         scale = int(getattr(self.pipe, "vae_scale_factor", 8))
         return {"flux": scale * 2, "sd3": scale * 2, "sana": 32, "other": scale}.get(self.family, max(8, scale))
 
+    def _side(self) -> int:
+        """Width and height of images where nobody asks for others."""
+        side = self.net.config.get("sample_size") or getattr(self.pipe, "default_sample_size", 128)
+        return int(side if isinstance(side, int) else side[0]) * int(self.pipe.vae_scale_factor)
+
     def _read(self) -> None:
         """The user's images, once."""
         setup = self.found.setup
@@ -213,7 +218,7 @@ class Studio:
                 values["negative_prompt"] = [first.negative] * n
         values |= self._pictures(first, n)
         size = (values["height"] or 0, values["width"] or 0)
-        self.pipe._preview_size = size if all(size) else (int(self.net.config.sample_size or 128) * self.pipe.vae_scale_factor,) * 2
+        self.pipe._preview_size = size if all(size) else (self._side(),) * 2
         return {name: value for name, value in values.items() if name in known and (value is not None or name == "negative_prompt")}
 
     def _pictures(self, order: Order, n: int) -> dict[str, Any]:
@@ -229,8 +234,8 @@ class Studio:
             values["image"] = [as_pil(source)] * n
         if self.maps:
             name = "control_image" if "control_image" in self.known else "image"
-            default = int(self.net.config.sample_size or 64) * self.pipe.vae_scale_factor
-            maps = [as_pil(resized(m, width or default, height or default, self.multiple)) for m in self.maps]
+            width, height = width or self._side(), height or self._side()
+            maps = [as_pil(resized(m, width, height, self.multiple)) for m in self.maps]
             weights, starts, ends = ([getattr(c, f) for c in setup.controls] for f in ("weight", "start", "end"))
             one = len(maps) == 1
             values |= {name: [maps[0]] * n if one else [[m] * n for m in maps] if n > 1 else maps,
