@@ -18,3 +18,16 @@ def shared_data(name: str) -> Path:
     if not (base / name).exists():
         pytest.skip(f"real data {name!r} not found under {base}: set PIXELKILN_DATA to a folder that holds it")
     return base / name
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests/pipelines.py keeps its tiny pipelines."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache of its own, and a Hub that does not answer."""
+    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -147,7 +147,7 @@ def test_a_checksum_that_differs_is_refused(server: Server, name: str) -> None:
 
 def test_small_files_are_held_against_gits_own_name(server: Server, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"hello\n")
-    assert hub._checksum(tmp_path / "x", "git", 6, 0) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of "hello\n"
+    assert hub.checksum(tmp_path / "x", "git", 6, 0) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of "hello\n"
 
 
 def test_configurations(server: Server) -> None:

@@ -24,6 +24,8 @@ VERBS = {
     "solvers": "one run, all solvers: scores against the number of network evaluations",
     "ema": "one run, many lengths of its weights' average: scores against the length",
     "data": "what a source of images holds: classes, sizes, duplicates, leaks, what is bad",
+    "imagine": "images of a pretrained text-to-image pipeline, from prompts",
+    "reproduce": "an image of `imagine` made again from the recipe that it carries",
     "show": "what a run is, how it was trained, its curves",
 }
 

@@ -22,7 +22,7 @@ from .config import nearest
 from .files import write_bytes
 from .types import UserError
 
-__all__ = ["color", "decode_image", "flatten", "from_uint8", "grid", "luma", "png_bytes", "read_image", "save_gif", "save_png", "to_uint8"]
+__all__ = ["color", "decode_image", "flatten", "from_uint8", "grid", "luma", "png_bytes", "read_image", "read_texts", "save_gif", "save_png", "to_uint8"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # nothing else is ever parsed, whatever the name of the file
 MAX_PIXELS = 64_000_000
@@ -161,3 +161,16 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     if not path.is_file():
         raise UserError(f"{path}: no such image file: give the path of a PNG, JPEG, WEBP or BMP file")
     return decode_image(path.read_bytes(), str(path), max_pixels)
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """The text fields of a PNG file. UserError naming the file if it is missing, damaged, or no PNG."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such image file: give the path of a PNG")
+    try:
+        with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as image:
+            image.load()
+            return {str(name): str(text) for name, text in getattr(image, "text", {}).items()}
+    except Exception as error:  # as in `decode_image`
+        raise UserError(f"{path}: cannot be read as PNG ({' '.join(str(error).split())[:120]}): give the original file") from error

@@ -7,18 +7,16 @@ was listed is kept, so that a commit whose files are in the cache needs no netwo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..core.files import cache_dir, read_json, sha256, write_json
+from ..core.files import cache_dir, read_json, write_json
+from ..core.hub import COMMIT, WAITS, checksum, endpoint, listed, patiently
 from ..core.types import UserError
 from .encoded import printable
 from .folder import split_files
@@ -29,9 +27,6 @@ from .parquet import list_files
 __all__ = ["is_hub", "list_hub"]
 
 FORM = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?(:(?P<config>[\w./-]+))?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
-WAITS = (0.5, 1.0, 2.0)  # seconds between attempts
-TEMPORARY = (408, 429)  # statuses that are worth another attempt, beside those from 500 on
 
 
 class _Place(NamedTuple):
@@ -93,7 +88,7 @@ def _place(src: str, repo: str, revision: str) -> _Place:
     if COMMIT.fullmatch(revision):
         with suppress(UserError, TypeError, AttributeError):
             return _Place(src, repo, revision, {str(name): str(value) for name, value in read_json(known).items()})
-    api = _hub().HfApi(endpoint=_endpoint())
+    api = _hub().HfApi(endpoint=endpoint())
     info = _patiently(src, lambda: api.dataset_info(repo, revision=revision, files_metadata=True))
     if not COMMIT.fullmatch(info.sha or ""):
         raise UserError(f"{src}: the Hub names no commit for it: check HF_ENDPOINT")
@@ -102,7 +97,7 @@ def _place(src: str, repo: str, revision: str) -> _Place:
         if file.rfilename.endswith(".parquet"):
             if file.rfilename.startswith("/") or ".." in file.rfilename.split("/"):
                 raise UserError(f"{src} lists {printable(file.rfilename)}, a name that leads out of the data set: refused")
-            files[file.rfilename] = f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
+            files[file.rfilename] = listed(file)
     with suppress(OSError):
         write_json(known.with_name(f"{repo.replace('/', '--')}-{info.sha}.json"), files)
     return _Place(src, repo, info.sha, files)
@@ -113,54 +108,17 @@ def _fetched(place: _Place, name: str) -> Path:
     hub, cache = _hub(), os.environ.get("HF_HUB_CACHE")
 
     def load() -> str:
-        found: str = hub.hf_hub_download(place.repo, name, repo_type="dataset", revision=place.commit, endpoint=_endpoint(), cache_dir=cache)
+        found: str = hub.hf_hub_download(place.repo, name, repo_type="dataset", revision=place.commit, endpoint=endpoint(), cache_dir=cache)
         return found
 
     path = Path(_patiently(place.src, load))
     facts = path.stat()
     kind, _, expected = place.files[name].partition(":")
-    if _checksum(path, kind, facts.st_size, facts.st_mtime_ns) != expected:
+    if checksum(path, kind, facts.st_size, facts.st_mtime_ns) != expected:
         raise UserError(f"{place.src}: {name} is not what the Hub lists (checksum mismatch): delete {path.resolve()} and try again")
     return path
 
 
-@lru_cache(maxsize=4096)
-def _checksum(path: Path, kind: str, size: int, changed: int) -> str:
-    """SHA-256, or the name that git gives a file's content; computed once while the file's size and time of change stay."""
-    if kind == "sha256":
-        return sha256(path)
-    sha = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            sha.update(part)
-    return sha.hexdigest()
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT") or None
-
-
 def _patiently(src: str, call: Callable[[], Any], waits: Sequence[float] | None = None) -> Any:
     """The call's result; what may pass, such as a lost connection, is tried again after a while."""
-    errors = _hub().errors
-    for wait in (*(WAITS if waits is None else waits), None):
-        try:
-            return call()
-        except errors.RevisionNotFoundError:
-            raise UserError(f"{src}: the data set has no such revision: look at it on the Hub") from None
-        except errors.GatedRepoError:
-            raise UserError(f"{src} asks for consent: give it on the Hub's page of the data set, and log in with 'hf auth login'") from None
-        except errors.RepositoryNotFoundError:
-            raise UserError(f"{src}: no such data set, or it is private: check the name, or log in with 'hf auth login'") from None
-        except errors.HFValidationError as error:
-            raise UserError(f"{src} is no name of a data set ({' '.join(str(error).split())}): correct it") from None
-        except errors.HfHubHTTPError as error:
-            status = getattr(error.response, "status_code", 0)
-            reason = f"status {status}"
-            if 400 <= status < 500 and status not in TEMPORARY:
-                raise UserError(f"{src}: the Hub refuses ({reason}): check the name and your access") from None
-        except Exception as error:  # whatever the layers of a network library raise
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-        if wait is not None:
-            time.sleep(wait)
-    raise UserError(f"{src}: the Hub cannot be reached ({reason}): check the network, or download the data set and give its folder")
+    return patiently(src, "data set", call, WAITS if waits is None else waits)

@@ -1,0 +1,174 @@
+"""A pipeline of diffusers from files on this machine: its task by AutoPipeline, safetensors only, no code but the libraries'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import UserError
+from ..core.files import read_json
+from .gather import Gathered
+from .order import Setup
+from .source import components, locate
+
+__all__ = ["family", "open_pipeline", "quiet"]
+
+FAMILIES = {"StableDiffusionXL": "sdxl", "StableDiffusion3": "sd3", "StableDiffusion": "sd", "LatentConsistencyModel": "sd", "Flux2": "other",
+            "Flux": "flux", "PixArt": "pixart", "Sana": "sana"}  # the first that a class's name begins with
+SINGLE = ("v1", "v2", "xl_base", "xl_refiner", "playground", "inpainting", "xl_inpaint", "sd3", "flux", "instruct-pix2pix", "sana", "auraflow", "chroma", "lumina2")
+
+
+def family(pipe: Any) -> str:
+    """What kind of text encoders and embeddings it has: sd, sdxl, sd3, flux, pixart, sana, or other."""
+    name = pipe if isinstance(pipe, str) else type(pipe).__name__
+    return next((kind for prefix, kind in FAMILIES.items() if name.startswith(prefix)), "other")
+
+
+def quiet() -> None:
+    """Keep the libraries' own warnings and bars away from the user; what matters is said here."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def open_pipeline(found: Gathered) -> Any:
+    """The pipeline for the setup's task, on the CPU, in its precision. Errors: `UserError` for what diffusers cannot do with this model."""
+    import torch
+
+    quiet()
+    setup = found.setup
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[setup.precision]
+    more: dict[str, Any] = {"controlnet": _controls(found, dtype)} if setup.controls else {}
+    if setup.safety == "off":
+        more |= {"safety_checker": None}
+    try:
+        if found.model.path.is_file():
+            pipe = _single(found, dtype, more)
+        else:
+            pipe = _folder(found.model.path, setup, dtype, more)
+        _loras(pipe, found)
+        _guides(pipe, found, dtype)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, TypeError) as error:  # whatever files of others make of it
+        raise UserError(f"{setup.model}: cannot be opened for {_words(setup)} ({_line(error)}): choose another model or leave options out") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:240] or type(error).__name__
+
+
+def _words(setup: Setup) -> str:
+    task = {"text": "text to image", "image": "image to image", "inpaint": "inpainting"}[setup.task]
+    return task + (" with ControlNet" if setup.controls else "")
+
+
+def _class(folder: Path) -> str:
+    """The class of the pipeline, after a check that it and its parts are the libraries' own."""
+    import diffusers
+
+    index = read_json(folder / "model_index.json")
+    parts = components(index, str(folder))
+    kind = str(index["_class_name"])
+    for name, (library, _) in parts.items():
+        if library not in ("diffusers", "transformers") and not hasattr(diffusers.pipelines, library):
+            raise UserError(f"{folder}: its {name} is code of {library}, not of diffusers or transformers, and is not run: choose another model")
+    if not hasattr(diffusers, kind):
+        raise UserError(f"{folder}: its pipeline {kind} is not in diffusers {diffusers.__version__}: install a newer one, or choose another model")
+    return kind
+
+
+def _auto(setup: Setup) -> Any:
+    import diffusers
+
+    names = {"text": "AutoPipelineForText2Image", "image": "AutoPipelineForImage2Image", "inpaint": "AutoPipelineForInpainting"}
+    return getattr(diffusers, names[setup.task])
+
+
+def _folder(folder: Path, setup: Setup, dtype: Any, more: dict[str, Any]) -> Any:
+    import diffusers
+
+    kind = _class(folder)
+    auto: Any = _auto(setup)
+    if "InstructPix2Pix" in kind:
+        if setup.task != "image" or setup.controls:
+            raise UserError(f"{setup.model} edits by instruction: give --source IMG, and neither --mask nor --control")
+        auto = getattr(diffusers, kind)
+    elif "Inpaint" in kind and setup.task != "inpaint":
+        raise UserError(f"{setup.model} is made for inpainting: give --source with --mask or --outpaint, or choose another model")
+    if "safety_checker" in more and "safety_checker" not in read_json(folder / "model_index.json"):
+        more = {k: v for k, v in more.items() if k != "safety_checker"}
+    return auto.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, variant=setup.variant or None, local_files_only=True, **more)
+
+
+def _single(found: Gathered, dtype: Any, more: dict[str, Any]) -> Any:
+    """From one file, in the layout of its authors, with the configuration of a pipeline of that kind."""
+    import diffusers
+    from diffusers.loaders import single_file_utils as utils
+
+    path, config = found.model.path, found.config
+    checkpoint = utils.load_single_file_checkpoint(str(path))
+    kind = utils.infer_diffusers_model_type(checkpoint)
+    if config is None:
+        if not kind.startswith(SINGLE):
+            raise UserError(f"{path}: its kind ({kind}) is not one of a text-to-image pipeline: give a folder")
+        from .gather import _configs
+
+        name = utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+        config = locate(name, _configs, "configuration").path
+    pipe = getattr(diffusers, _class(config)).from_single_file(str(path), config=str(config), dtype=dtype, local_files_only=True,
+                                                               safety_checker=None)
+    return pipe if found.setup.task == "text" and not found.setup.controls else _auto(found.setup).from_pipe(
+        pipe, **{k: v for k, v in more.items() if k != "safety_checker"})
+
+
+def _controls(found: Gathered, dtype: Any) -> Any:
+    """One ControlNet, or a list."""
+    import diffusers
+
+    nets = []
+    for path, control in zip(found.controls, found.setup.controls, strict=True):
+        kind = str(read_json(path / "config.json").get("_class_name"))
+        if "ControlNet" not in kind or not hasattr(diffusers, kind):
+            raise UserError(f"{control.model} is no ControlNet of diffusers but {kind}: give another")
+        nets.append(getattr(diffusers, kind).from_pretrained(str(path), dtype=dtype, use_safetensors=True, local_files_only=True))
+    return nets[0] if len(nets) == 1 else nets
+
+
+def _loras(pipe: Any, found: Gathered) -> None:
+    if not found.loras:
+        return
+    if not hasattr(pipe, "load_lora_weights"):
+        raise UserError(f"{type(pipe).__name__} takes no LoRA in this diffusers: leave --lora out")
+    from diffusers.utils import USE_PEFT_BACKEND
+
+    if not USE_PEFT_BACKEND:
+        raise UserError("--lora needs the library peft: pip install 'pixelkiln[pretrained]'")
+    names = []
+    for i, path in enumerate(found.loras):
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=f"lora{i}", use_safetensors=True, local_files_only=True)
+        names.append(f"lora{i}")
+    pipe.set_adapters(names, [x.weight for x in found.setup.loras])
+
+
+def _guides(pipe: Any, found: Gathered, dtype: Any) -> None:
+    if not found.guides:
+        return
+    if not hasattr(pipe, "load_ip_adapter"):
+        raise UserError(f"{type(pipe).__name__} takes no IP-Adapter in this diffusers: leave --ip-adapter out")
+    if found.image_encoder is not None:
+        from transformers import CLIPVisionModelWithProjection
+
+        encoder = CLIPVisionModelWithProjection.from_pretrained(str(found.image_encoder), dtype=dtype, use_safetensors=True, local_files_only=True)
+        pipe.register_modules(image_encoder=encoder)
+    if getattr(pipe, "image_encoder", None) is None:
+        raise UserError("--ip-adapter needs the image encoder that it was trained with: add --image-encoder FOLDER or owner/name/folder")
+    pipe.load_ip_adapter([str(p.parent) for p in found.guides], subfolder="", weight_name=[p.name for p in found.guides],
+                         image_encoder_folder=None, local_files_only=True)
+    pipe.set_ip_adapter_scale([g.scale for g in found.setup.guides])
