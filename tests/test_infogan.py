@@ -19,8 +19,8 @@ from pixelkiln.engine.plan import Budget, Order
 from pixelkiln.engine.sample import load
 from pixelkiln.engine.train import train
 from pixelkiln.engine.where import Where
-from pixelkiln.metrics.agreement import mutual_information, purity
 from pixelkiln.methods.infogan import InfoGAN, InfoGANConfig, infogan
+from pixelkiln.metrics.agreement import mutual_information, purity
 from pixelkiln.nets.codes import Codes, Recognizer, category_of, chosen, styles_of
 from pixelkiln.nets.dcgan import DCGANNets
 from pixelkiln.objectives.information import category_information, style_information
