@@ -225,15 +225,14 @@ def test_compiled_networks_give_differences_and_no_second_derivatives() -> None:
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("rules", [RULES, replace(RULES, r_sigma=0.01)], ids=["exact", "differences"])
 def test_a_compiled_run_takes_the_steps_of_an_eager_one(rules: Rules) -> None:
-    found = []
+    found, data = [], batch(8, 1, 0)
     for compiled in (False, True):
         torch.manual_seed(0)
         method = R3GAN(DataInfo(ImageShape(1, 16, 16)), R3GANConfig(nets=NETS, rules=rules, latent=5))
         where = Where("cpu", "fp32", compiled, torch.get_num_threads())
         where.place(method)
         opt = r3gan("tiny").last.train.opts["d"]
-        data = batch(8, 1, 0)
-        t = Trainer(method, TrainConfig(batch=8, opts={"d": opt, "g": opt}), lambda d, i, n, data=data: Batch(data.x.float()), 0, 3, where)
+        t = Trainer(method, TrainConfig(batch=8, opts={"d": opt, "g": opt}), lambda d, i, n: Batch(data.x.float()), 0, 3, where)
         for k in range(3):
             t.step(k)
         assert t.look()["d/r2"] > 0
