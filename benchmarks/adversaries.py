@@ -3,7 +3,7 @@
     python benchmarks/adversaries.py --data ../shared/data/mnist [--seconds 6] [--rounds 3]
 
 The programs of a contest are started, then take turns, as in speed.py: a rate is the median of a program's turns, a ratio the median of the ratios within a turn. Nothing else may run on the
-machine. The nets are those of `dcgan` (small, batches of 64), the discriminator without a norm where the name of the row has none; a step of the generator counts as one batch whatever the
+machine. (The share of the matrix rate is of the first step's operations, which are not the average ones where a penalty is lazy.) The nets are those of `dcgan` (small, batches of 64), the discriminator without a norm where the name of the row has none; a step of the generator counts as one batch whatever the
 discriminator's steps. Writes benchmarks/results/DATE-adversaries.json.
 """
 

@@ -75,7 +75,7 @@ def main() -> None:
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     name = args.name or args.data.name
-    real, test = (open_source(args.data, split=split) for split in ("train", "test"))
+    real, test = (open_source(str(args.data), split=split) for split in ("train", "test"))
     extractor = extractor_for(real, test, log=print)
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}

@@ -41,7 +41,7 @@ def call(words: Sequence[str], log: Path) -> str:
     log.write_text(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
-        raise Failed(lines[-1])
+        raise Failed(lines[-1].removeprefix("pixelkiln: "))
     return done.stdout
 
 
