@@ -13,7 +13,6 @@ from PIL import Image
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'pixelkiln[pretrained]'")
 import pipelines
 from pipelines import direct, imagine, pixels, recipe
-
 from pixelkiln.cli.main import main
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("no_network")]

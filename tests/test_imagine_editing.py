@@ -13,7 +13,6 @@ from PIL import Image
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'pixelkiln[pretrained]'")
 import pipelines
 from pipelines import direct, imagine, picture, pixels, recipe
-
 from pixelkiln.cli.main import main
 from pixelkiln.core.types import UserError
 from pixelkiln.pretrained.pictures import canvas, composite, edges

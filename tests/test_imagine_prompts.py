@@ -12,7 +12,6 @@ import torch
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'pixelkiln[pretrained]'")
 import pipelines
 from pipelines import direct, imagine, pixels
-
 from pixelkiln.core.types import UserError
 from pixelkiln.pretrained.embed import _chunks, embedded, needs_embedding, slerp
 from pixelkiln.pretrained.order import Order, batches
