@@ -115,7 +115,7 @@ def resampled(x: Tensor, linear: Tensor, offset: Tensor) -> Tensor:
 class Sampled(torch.autograd.Function):
     """Bilinear samples S x (n, C, h, w) of x at the places of a grid (n, h, w, 2), which has no gradient.
 
-    S is linear in x: its gradient is S^T g, and that of S^T is S again. torch's own grid_sample has no second derivative.
+    S is linear in x: its gradient is S^T g, and that of S^T is S again. torch's own grid_sample had no second derivative for long.
     """
 
     @staticmethod

@@ -46,10 +46,7 @@ def open_pipeline(found: Gathered) -> Any:
     if setup.safety == "off":
         more |= {"safety_checker": None}
     try:
-        if found.model.path.is_file():
-            pipe = _single(found, dtype, more)
-        else:
-            pipe = _folder(found.model.path, setup, dtype, more)
+        pipe = _single(found, dtype, more) if found.model.path.is_file() else _folder(found.model.path, setup, dtype, more)
         _loras(pipe, found)
         _guides(pipe, found, dtype)
     except UserError:
