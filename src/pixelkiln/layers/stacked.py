@@ -8,7 +8,7 @@ levels' gradients: a plain sum of L straight-through levels would hand the decod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class _Many(Quantizer):
     def _split(self, indices: Tensor) -> list[Tensor]:
         """Indices (B, L, h, w) of each part, looked up: (B, D or D / G, h, w) each."""
         each = indices.split([part.levels for part in self.parts], dim=1)
-        return [part.lookup(index) for part, index in zip(self.parts, each)]
+        parts: Any = self.parts
+        return [part.lookup(index) for part, index in zip(parts, each)]
 
     def _found(self, z: Tensor, found: Sequence[Quantized]) -> Quantized:
         loss = torch.stack([f.loss for f in found]).mean()

@@ -115,7 +115,7 @@ def autoencoder_kl(size: Size = "small") -> Recipe:
     )
     return Recipe(
         stages=(Stage(method=AutoencoderKL, model=model, data=DataConfig(multiple=model.net.multiple), train=train, parents={"features": ""}),),
-        family="codec",
+        family="codebook",
         paper="Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models, 2022, arXiv 2112.10752",
         summary="the continuous codec of latent diffusion: standardized latents, hardly regularized",
     )

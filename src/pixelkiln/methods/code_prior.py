@@ -140,7 +140,7 @@ def code_prior(size: Size = "small") -> Recipe:
     )
     return Recipe(
         stages=(Stage(method=CodePrior, model=CodePriorConfig(net), train=train, parents={"codec": ""}),),
-        family="autoregressive",
+        family="codebook",
         paper="Esser, Rombach, Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv 2012.09841",
         summary="a transformer that writes the codes of a trained codec one after the other",
     )

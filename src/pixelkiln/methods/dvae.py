@@ -126,7 +126,7 @@ def dvae(size: Size = "small") -> Recipe:
     )
     return Recipe(
         stages=(Stage(method=DVAE, model=model, data=DataConfig(multiple=model.net.multiple), train=train),),
-        family="codec",
+        family="codebook",
         paper="Ramesh et al., Zero-Shot Text-to-Image Generation, 2021, arXiv 2102.12092",
         summary="a VAE with categorical codes, drawn by a Gumbel softmax that grows cold: a codec of code-prior",
     )

@@ -149,7 +149,7 @@ def vqgan(size: Size = "small") -> Recipe:
     stage = Stage(method=VQGAN, model=model, data=DataConfig(multiple=model.net.multiple), train=train, parents={"features": ""})
     return Recipe(
         stages=(stage,),
-        family="codec",
+        family="codebook",
         paper="Esser, Rombach, Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv 2012.09841",
         summary="a VQ-VAE whose decoder must convince a discriminator of patches: sharp codes for code-prior",
     )

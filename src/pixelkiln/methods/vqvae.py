@@ -120,7 +120,7 @@ def vqvae(size: Size = "small") -> Recipe:
     stage = Stage(method=VQVAE, model=model, data=DataConfig(multiple=model.net.multiple), train=train)
     return Recipe(
         stages=(stage,),
-        family="codec",
+        family="codebook",
         paper="van den Oord, Vinyals, Kavukcuoglu, Neural Discrete Representation Learning, 2017, arXiv 1711.00937",
         summary="images as a short text of codes from a learned codebook: the codec of code-prior",
     )

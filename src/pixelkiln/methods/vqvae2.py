@@ -127,7 +127,7 @@ def vqvae2(size: Size = "small") -> Recipe:
     )
     return Recipe(
         stages=(Stage(method=VQVAE2, model=model, data=DataConfig(multiple=2 * model.net.multiple), train=train),),
-        family="codec",
+        family="codebook",
         paper="Razavi, van den Oord, Vinyals, Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv 1906.00446",
         summary="a VQ-VAE with a coarse and a fine map of codes: a codec of code-prior",
     )

@@ -101,9 +101,8 @@ class Causal(nn.Module):
         self.gain = nn.Parameter(torch.ones(config.width))
         self.heads = nn.ModuleList(nn.Linear(config.width, vocabulary) for _ in lengths)
         nn.init.normal_(self.table.weight, std=0.02)
-        for head in self.heads:
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+        for p in self.heads.parameters():
+            nn.init.normal_(p, std=0.02) if p.ndim > 1 else nn.init.zeros_(p)
 
     def forward(self, tokens: Tensor, vec: Tensor) -> Tensor:
         """All places at once: tokens (B, N), of which the last is not read, vec (B, E) -> logits (B, N, K)."""

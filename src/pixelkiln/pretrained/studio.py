@@ -73,7 +73,7 @@ class Studio:
         self._read()
 
     @property
-    def net(self) -> torch.nn.Module:
+    def net(self) -> Any:
         """The network that denoises."""
         return getattr(self.pipe, "unet", None) or self.pipe.transformer
 
@@ -107,7 +107,7 @@ class Studio:
     def completed(self, order: Order) -> Order:
         """The order with the solver, steps and guidance that it gets. Errors: `UserError` for what this pipeline cannot use."""
         name, _ = make_solver(self.own, order.solver, order.spacing, hasattr(self.pipe, "unet"))
-        default = lambda option: self.known[option].default if option in self.known else None
+        default: Callable[[str], Any] = lambda option: self.known[option].default if option in self.known else None
         steps = order.steps or (STEPS if name != "own" and order.solver == "auto" else int(default("num_inference_steps")))
         given = {"guidance": "guidance_scale", "true_guidance": "true_cfg_scale", "image_guidance": "image_guidance_scale", "strength": "strength",
                  "negative": "negative_prompt"}
