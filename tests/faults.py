@@ -48,6 +48,7 @@ import pixelkiln.engine.where
 from pixelkiln.cli.main import main, verb_module
 from pixelkiln.core import files, runs
 from pixelkiln.core.catalog import builtin, find, overridable
+from pixelkiln.core.protocols import Classifier
 from pixelkiln.core.runs import Run
 from pixelkiln.data import open_source
 from pixelkiln.engine import loop
@@ -222,7 +223,8 @@ def ended(pid: int) -> int:
 
 def commands(base: Path) -> Iterator[Subject]:
     """Every recipe of the catalog, and one of two stages, as a short training of the embedded digits."""
-    for name in [*builtin(), TOYS]:
+    alone = {name: not any(stage == "" for stage in find(name)("tiny").last.parents.values()) for name in [*builtin(), TOYS]}
+    for name in sorted(alone, key=lambda name: not alone[name]):  # parents first
         recipe = find(name)("tiny")
         args = ["train", name, "--data", "digits", "--size", "tiny", "--steps", "6", "--precision", "fp32", "--quiet"]
         wanted = {"train.batch": "16", "train.save_every": "2", "train.log_every": "1", "train.sample_every": "3"}
@@ -230,7 +232,8 @@ def commands(base: Path) -> Iterator[Subject]:
             if (tail := option.split(".", 1)[1] if len(recipe.stages) > 1 else option) in wanted:
                 args += [f"--{option}", wanted[tail]]
         for role, stage in recipe.last.parents.items():
-            args += [] if stage else ["--parent", f"{role}={base / 'ddpm'}"]
+            run = "classifier" if recipe.last.method.roles[role] is Classifier else "ddpm"
+            args += [] if stage else ["--parent", f"{role}={base / run}"]
         yield Subject(name.rpartition(":")[2], tuple(args), base / name.rpartition(":")[2])
 
 
