@@ -92,7 +92,7 @@ class CodePrior(Method, Likelihood):
     def draw(self, request: Request) -> Tensor:
         """Codes one after the other, then the codec's images of them."""
         u = torch.stack([torch.rand(self.net.total, generator=g, dtype=torch.float64) for g in streams(request.seeds, "codes")])
-        return self.codec[0].from_tokens(self.write(u.to(self.device), request))
+        return self.codec[0].from_tokens(self.write((u.float() if self.device.type == "mps" else u).to(self.device), request))
 
     def write(self, u: Tensor, request: Request) -> Tensor:
         """Codes (B, N) from uniform numbers (B, N), by the request's knobs."""

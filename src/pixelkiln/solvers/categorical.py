@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["guided_logits", "kept", "pick", "probabilities"]
+__all__ = ["exact", "guided_logits", "kept", "pick", "probabilities"]
+
+
+def exact(x: Tensor) -> Tensor:
+    """In float64, or on an accelerator without it (MPS) in float32."""
+    return x.float() if x.device.type == "mps" else x.double()
 
 
 def guided_logits(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
@@ -26,19 +31,19 @@ def kept(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     if top_k is not None:
         good[:, top_k:] = False
     if top_p is not None:
-        p = ranked.double().masked_fill(~good, -torch.inf).softmax(1)
+        p = exact(ranked).masked_fill(~good, -torch.inf).softmax(1)
         good &= p.cumsum(1) - p < top_p  # what stands before it does not reach top_p
     return torch.zeros_like(good).scatter(1, order, good)
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """What codes are drawn with, (B, K) float64: softmax(logits / temperature) over those that are `kept`; at temperature 0 the likeliest alone.
+    """What codes are drawn with, (B, K), `exact`: softmax(logits / temperature) over those that are `kept`; at temperature 0 the likeliest alone.
 
     top_p counts probabilities at the temperature.
     """
     if temperature == 0:
-        return torch.zeros(logits.shape, dtype=torch.float64, device=logits.device).scatter(1, logits.argmax(1, keepdim=True), 1.0)
-    scaled = logits.double() / temperature
+        return exact(torch.zeros_like(logits)).scatter(1, logits.argmax(1, keepdim=True), 1.0)
+    scaled = exact(logits) / temperature
     if top_k is not None or top_p is not None:
         scaled = scaled.masked_fill(~kept(scaled, top_k, top_p), -torch.inf)
     return scaled.softmax(1)
