@@ -42,7 +42,7 @@ class ProjectConfig:
     starts: int = 512  # random latents, the same for all pictures
     tries: int = 4  # of them, the nearest to a picture, that descend
     lr: float = 0.1
-    noise: float = 0.5  # deviation on z at the beginning
+    noise: float = 0.05  # deviation on z at the beginning
     prior: float = 0.01  # lambda
     scales: int = 3  # the picture and its halves, as long as a side has 4 pixels
 
