@@ -115,7 +115,7 @@ class Watch:
         """uint8 (n, C, H, W) -> (n, d)."""
         if self.extractor is not None:
             return self.extractor.features(images)
-        sides = min(CELLS, images.shape[2]), min(CELLS, images.shape[3])
+        sides = (min(CELLS, images.shape[2]), min(CELLS, images.shape[3]))
         return adaptive_avg_pool2d(images.float() / 255, sides).flatten(1)
 
     def _compared(self, drawn: Tensor) -> dict[str, float]:

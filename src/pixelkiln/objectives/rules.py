@@ -62,8 +62,6 @@ def checked(rules: Rules) -> Rules:
         value: Any = getattr(rules, f.name)
         if isinstance(value, (int, float)) and value < 0 and not (f.name in ("r1", "r2") and value == -1):
             raise UserError(f"model.rules.{f.name} is {value}: it must not be negative")
-    if rules.r_sigma and (rules.augment != "none" or rules.noise):
-        raise UserError("model.rules.r_sigma: differences need D to be shown an image twice alike; set augment none and noise 0, or r_sigma 0")
     if rules.critic_steps < 1 or rules.r_every < 1:
         raise UserError("model.rules: critic_steps and r_every are at least 1")
     if rules.ada_speed == 0:
