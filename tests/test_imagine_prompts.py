@@ -98,6 +98,7 @@ def test_a_weight_moves_its_tokens_alone_in_proportion(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("pipe", ["sd", "sdxl", "sd3"], indirect=True)
+@torch.no_grad()  # T5 takes another kernel of attention where its bias has a gradient, and rounds otherwise
 def test_a_long_prompt_is_encoded_in_chunks(pipe: Any) -> None:
     chunks = _chunks(pipe, parse_weights(LONG))
     assert " ".join(c.text for c in chunks) == LONG and len(chunks) == 4
