@@ -269,7 +269,7 @@ def _train(net: Classifier, images: Tensor, labels: Tensor, config: ExtractorCon
     opt = torch.optim.SGD(net.parameters(), lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
     batches = _batches(images, labels, config, flip=images.shape[1] == 3)
     say(f"training the feature extractor of this data set, once: {steps:,} steps of {config.batch} images")
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):  # around the backward pass, too: a caller's would round its products
         for step in range(steps):
             u = step / steps
             opt.param_groups[0]["lr"] = config.lr * (u / 0.25 if u < 0.25 else (1 + math.cos(math.pi * (u - 0.25) / 0.75)) / 2)
