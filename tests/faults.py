@@ -48,7 +48,7 @@ import pixelkiln.engine.where
 from pixelkiln.cli.main import main, verb_module
 from pixelkiln.core import files, runs
 from pixelkiln.core.catalog import builtin, find, overridable
-from pixelkiln.core.protocols import Classifier
+from pixelkiln.core.protocols import Classifier, Tokenizer
 from pixelkiln.core.runs import Run
 from pixelkiln.data import open_source
 from pixelkiln.engine import loop
@@ -232,8 +232,9 @@ def commands(base: Path) -> Iterator[Subject]:
             if (tail := option.split(".", 1)[1] if len(recipe.stages) > 1 else option) in wanted:
                 args += [f"--{option}", wanted[tail]]
         for role, stage in recipe.last.parents.items():
-            run = "classifier" if recipe.last.method.roles[role] is Classifier else "ddpm"
-            args += [] if stage else ["--parent", f"{role}={base / run}"]
+            protocol = recipe.last.method.roles.get(role)  # None: a parent that it can do without
+            run = {Classifier: "classifier", Tokenizer: "vqvae"}.get(protocol, "ddpm")
+            args += [] if stage or protocol is None else ["--parent", f"{role}={base / run}"]
         yield Subject(name.rpartition(":")[2], tuple(args), base / name.rpartition(":")[2])
 
 
