@@ -49,7 +49,8 @@ class Residual(_Many):
         super().__init__(parts, parts[0].dim)
 
     def quantize(self, z: Tensor) -> Quantized:
-        rest, found = z, []
+        rest = z
+        found: list[Quantized] = []
         for part in self.parts:
             found.append(part(rest))
             rest = rest - found[-1].z.detach()

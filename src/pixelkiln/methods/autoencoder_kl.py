@@ -56,7 +56,7 @@ class AutoencoderKL(Method, Codec):
             raise UserError(f"parent 'features' must be a classifier of images of {tuple(info.shape)}: give such a run, or leave it out")
         if config.dim < 1 or config.beta < 0:
             raise UserError("--model.dim must be 1 or more, and --model.beta not negative")
-        self.features = [features] if isinstance(features, Classifier) else []  # in a list: it is no net of ours
+        self.features: list[Classifier] = [features] if isinstance(features, Classifier) else []  # in a list: it is no net of ours
         self.config, self.latent_shape = config, (config.dim, *grid(info.shape, config.net))
         self.encoder = Down(info.shape.channels, 2 * config.dim, config.net)
         self.decoder = Painter(config.dim, info.shape.channels, config.net, config.distance == "logistic")

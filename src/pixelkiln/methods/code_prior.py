@@ -101,7 +101,9 @@ class CodePrior(Method, Likelihood):
         guided = order.guidance != 1 and self.condition.num_classes > 0
         if guided:
             vec = torch.cat([vec, self.condition(Condition(), len(u)).vec])  # (2 B, E)
-        cache, last, found = Cache(self.config.net.depth, self.net.total), None, []
+        cache = Cache(self.config.net.depth, self.net.total)
+        last: Tensor | None = None
+        found: list[Tensor] = []
         for i in range(self.net.total):
             logits = self.net.step(last, vec, cache)
             if guided:

@@ -64,7 +64,7 @@ class VQGAN(Method, Tokenizer):
         features = self.parents.get("features")
         if features is not None and not (isinstance(features, Classifier) and features.shape == info.shape):
             raise UserError(f"parent 'features' must be a classifier of images of {tuple(info.shape)}: give such a run, or leave it out")
-        self.features = [features] if isinstance(features, Classifier) else []  # in a list: it is no net of ours
+        self.features: list[Classifier] = [features] if isinstance(features, Classifier) else []  # in a list: it is no net of ours
         self.encoder = Down(info.shape.channels, config.dim, config.net)
         self.quantizer = codebook(config.codebook, config.dim, config.residual, config.groups)
         self.decoder = Painter(config.dim, info.shape.channels, config.net, scaled=False)

@@ -108,7 +108,7 @@ class Causal(nn.Module):
         """All places at once: tokens (B, N), of which the last is not read, vec (B, E) -> logits (B, N, K)."""
         n = tokens.shape[1]
         h = self._run(self._entered(tokens[:, : n - 1], vec, 0, n), torch.ones(n, n, dtype=torch.bool, device=vec.device).tril()[None, None], None)
-        parts = h.split([length for length in self._upto(n)], dim=1)
+        parts = h.split(self._upto(n), dim=1)
         return torch.cat([head(part) for head, part in zip(self.heads, parts, strict=False)], dim=1).float()
 
     def step(self, last: Tensor | None, vec: Tensor, cache: Cache) -> Tensor:
@@ -121,7 +121,8 @@ class Causal(nn.Module):
 
     def _upto(self, n: int) -> list[int]:
         """How many of the first n places each codebook has."""
-        found, left = [], n
+        left = n
+        found: list[int] = []
         for length in self.lengths:
             found.append(min(length, left))
             left -= found[-1]

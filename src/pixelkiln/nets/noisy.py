@@ -42,7 +42,8 @@ class NoisyEncoder(nn.Module):
     def maps(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """What leaves each block, (B, C_l, h_l, w_l)."""
         vec = self.time(sinusoidal(1000 * t, self.config.width))  # (B, D)
-        h, found = self.stem(F.pixel_unshuffle(x, self.config.patch)), []
+        h = self.stem(F.pixel_unshuffle(x, self.config.patch))
+        found: list[Tensor] = []
         for layer in self.down:
             h = layer(h, vec) if isinstance(layer, Block) else layer(h)
             found += [h] if isinstance(layer, Block) else []
