@@ -99,7 +99,7 @@ def contest(which: Contest, args: argparse.Namespace, env: dict[str, str]) -> di
         try:
             running.append((begun[i] if begun else Running(program, env)).ready())
         except RuntimeError as e:
-            failed[program.name] = str(e)
+            failed[program.name] = str(e).strip().splitlines()[-1]  # its reason; the way there goes to the terminal, with this machine's paths
             print(e, file=sys.stderr)
     for number in range(args.rounds):
         for program in running if number % 2 == 0 else reversed(running):

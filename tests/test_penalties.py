@@ -144,18 +144,18 @@ def test_differences_agree_with_second_derivatives() -> None:
 
 
 def test_orthogonal_is_the_sum_over_pairs_of_rows() -> None:
-    w, v = rand(3, 2, 2, 1, seed=1).requires_grad_(), rand(2, 5, seed=2).requires_grad_()
+    w, v, tall = rand(3, 2, 2, 1, seed=1).requires_grad_(), rand(2, 5, seed=2).requires_grad_(), rand(7, 3, seed=3).requires_grad_()
     slow = torch.zeros((), dtype=torch.float64)
-    for matrix in (w.reshape(3, 4), v):
+    for matrix in (w.reshape(3, 4), v, tall):
         for i in range(len(matrix)):
             for j in range(len(matrix)):
                 if i != j:
                     slow = slow + sum(matrix[i, k] * matrix[j, k] for k in range(matrix.shape[1])) ** 2
-    found = orthogonal([w, v])
+    found = orthogonal([w, v, tall])
     torch.testing.assert_close(found, slow)
-    (grad,) = torch.autograd.grad(found, v)
-    by_hand = (v @ v.t() * (1 - torch.eye(2))) @ v
-    torch.testing.assert_close(grad, 4 * by_hand)  # BigGAN's program adds 2 of them: its 1e-4 is 5e-5 here
+    for matrix, grad in zip((v, tall), torch.autograd.grad(found, (v, tall)), strict=True):
+        by_hand = (matrix @ matrix.t() * (1 - torch.eye(len(matrix)))) @ matrix
+        torch.testing.assert_close(grad, 4 * by_hand)  # BigGAN's program adds 2 of them: its 1e-4 is 5e-5 here
     assert num(orthogonal([5 * torch.eye(4)])) == 0, "rows may have any length"
 
 

@@ -26,7 +26,7 @@ from ..nets.codebook import CodebookConfig, VQConfig, codebook
 from ..nets.painter import Painter
 from ..nets.patch import PatchDiscriminator
 from ..nets.resconv import Down, ResConvConfig, grid
-from ..objectives.adversarial import Hinge, adaptive_weight
+from ..objectives.adversarial import adaptive_weight, critic_g, hinge_d
 from ..objectives.reconstruction import feature_distance
 
 __all__ = ["VQGAN", "VQGANConfig", "vqgan"]
@@ -95,7 +95,7 @@ class VQGAN(Method, Tokenizer):
             rec, terms["perceptual"] = rec + c.perceptual * near, near.detach()
         loss, share = rec + found.loss, self.heard(moment)
         if share > 0:
-            adversarial = Hinge.g(y, self.discriminator(y))
+            adversarial = critic_g(self.discriminator(y))
             scale = adaptive_weight(rec, adversarial, self.decoder.up.last.weight) if c.adaptive else torch.ones_like(l1)
             loss = loss + c.weight * share * scale * adversarial
             terms |= {"adversarial": adversarial.detach(), "adaptive": scale}
@@ -108,7 +108,7 @@ class VQGAN(Method, Tokenizer):
         with torch.no_grad():
             y, _ = self.decoder(self.quantizer(self.encoder(batch.x)).z)
         real, fake = self.discriminator(batch.x), self.discriminator(y)
-        return {"loss": 0.5 * Hinge.d(real, fake), "real": real.detach().float().mean(), "fake": fake.detach().float().mean()}
+        return {"loss": 0.5 * hinge_d(real, fake), "real": real.detach().float().mean(), "fake": fake.detach().float().mean()}
 
     def encode(self, x: Tensor) -> Tensor:
         """z (B, D, h, w), before the codes are chosen."""

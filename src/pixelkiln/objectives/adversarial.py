@@ -6,14 +6,15 @@ equal shapes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OBJECTIVES", "Hinge", "Name", "Objective", "adaptive_weight", "non_saturating_d", "non_saturating_g", "wide"]
+__all__ = ["OBJECTIVES", "Name", "Objective", "adaptive_weight", "critic_g", "hinge_d", "non_saturating_d", "non_saturating_g", "wide"]
 
 Name = Literal["minimax", "non-saturating", "least-squares", "hinge", "wasserstein", "relativistic"]
 
@@ -25,17 +26,15 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class Objective(Protocol):
-    """One game. `smooths`: it has a target for real images that smoothing lowers. `paired`: L_G looks at D(x), too."""
+@dataclass(frozen=True)
+class Objective:
+    """One game: L_D = d(real, fake, smoothing) and L_G = g(real, fake). `smooths`: it has a target for real images, which smoothing lowers. `paired`:
+    L_G looks at D(x), too."""
 
-    smooths: bool
-    paired: bool
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor: ...
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor: ...
+    d: Callable[..., Tensor]
+    g: Callable[[Tensor, Tensor], Tensor]
+    smooths: bool = False
+    paired: bool = False
 
 
 def non_saturating_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -58,98 +57,48 @@ def non_saturating_g(fake: Tensor) -> Tensor:
     return F.softplus(-wide(fake)).mean()
 
 
-class NonSaturating:
-    """Goodfellow et al. 2014, arXiv 1406.2661, section 3: the cross-entropy for D, -log D(G(z)) for G."""
-
-    smooths, paired = True, False
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return non_saturating_d(real, fake, smoothing)
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor:
-        return non_saturating_g(fake)
+def minimax_g(fake: Tensor) -> Tensor:
+    """log(1 - sigmoid(D(G(z)))) = -softplus(D(G(z))), a scalar <= 0 in nats, whose slope dies where D is sure. Goodfellow et al. 2014, eq. 1."""
+    return -F.softplus(wide(fake)).mean()
 
 
-class Minimax:
-    """Goodfellow et al. 2014, arXiv 1406.2661, eq. 1: G minimises log(1 - sigmoid(D(G(z)))) = -softplus(D(G(z))), which saturates."""
-
-    smooths, paired = True, False
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return non_saturating_d(real, fake, smoothing)
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor:
-        return -F.softplus(wide(fake)).mean()
+def least_squares_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
+    """((D(x) - 1)^2 + D(G(z))^2) / 2, the target 1 lowered by smoothing. Mao et al. 2017, arXiv 1611.04076, eq. 9 (a = 0, b = c = 1)."""
+    return 0.5 * (wide(real) - (1 - smoothing)).square().mean() + 0.5 * wide(fake).square().mean()
 
 
-class LeastSquares:
-    """Mao et al. 2017, arXiv 1611.04076, eq. 9 (a = 0, b = c = 1): L_D = ((D(x) - 1)^2 + D(G(z))^2) / 2, L_G = (D(G(z)) - 1)^2 / 2."""
-
-    smooths, paired = True, False
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return 0.5 * (wide(real) - (1 - smoothing)).square().mean() + 0.5 * wide(fake).square().mean()
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor:
-        return 0.5 * (wide(fake) - 1).square().mean()
+def least_squares_g(fake: Tensor) -> Tensor:
+    """(D(G(z)) - 1)^2 / 2, likewise."""
+    return 0.5 * (wide(fake) - 1).square().mean()
 
 
-class Hinge:
-    """Lim and Ye 2017, arXiv 1705.02894; Miyato et al. 2018, arXiv 1802.05957, eq. 16 and 17: L_D = max(0, 1 - D(x)) + max(0, 1 + D(G(z))), L_G = -D(G(z))."""
-
-    smooths, paired = False, False
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.relu(1 - wide(real)).mean() + F.relu(1 + wide(fake)).mean()
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor:
-        return -wide(fake).mean()
+def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))). Lim and Ye 2017, arXiv 1705.02894; Miyato et al. 2018, arXiv 1802.05957, eq. 16."""
+    return F.relu(1 - wide(real)).mean() + F.relu(1 + wide(fake)).mean()
 
 
-class Wasserstein:
-    """Arjovsky et al. 2017, arXiv 1701.07875, eq. 2 and 3: L_D = D(G(z)) - D(x), minus the estimate of W1 where D is 1-Lipschitz; L_G = -D(G(z))."""
-
-    smooths, paired = False, False
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return wide(fake).mean() - wide(real).mean()
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor:
-        return -wide(fake).mean()
+def critic_d(real: Tensor, fake: Tensor) -> Tensor:
+    """D(G(z)) - D(x): minus the estimate of W1 where D is 1-Lipschitz. Arjovsky et al. 2017, arXiv 1701.07875, eq. 2."""
+    return wide(fake).mean() - wide(real).mean()
 
 
-class Relativistic:
-    """Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2025, arXiv 2501.05441, eq. 2: each real image against one generated one,
-    L_D = softplus(-(D(x) - D(G(z)))), L_G = softplus(-(D(G(z)) - D(x)))."""
-
-    smooths, paired = False, True
-
-    @staticmethod
-    def d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.softplus(wide(fake) - wide(real)).mean()
-
-    @staticmethod
-    def g(real: Tensor, fake: Tensor) -> Tensor:
-        return F.softplus(wide(real) - wide(fake)).mean()
+def critic_g(fake: Tensor) -> Tensor:
+    """-D(G(z)): Arjovsky et al. 2017, eq. 3; with the hinge, too (Miyato et al. 2018, eq. 17)."""
+    return -wide(fake).mean()
 
 
-OBJECTIVES: Mapping[str, type[Objective]] = {
-    "minimax": Minimax,
-    "non-saturating": NonSaturating,
-    "least-squares": LeastSquares,
-    "hinge": Hinge,
-    "wasserstein": Wasserstein,
-    "relativistic": Relativistic,
+def relativistic(above: Tensor, below: Tensor) -> Tensor:
+    """softplus(-(above - below)) of pairs of answers. Jolicoeur-Martineau 2018, arXiv 1807.00734; Huang et al. 2025, arXiv 2501.05441, eq. 2."""
+    return F.softplus(wide(below) - wide(above)).mean()
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "minimax": Objective(non_saturating_d, lambda real, fake: minimax_g(fake), smooths=True),
+    "non-saturating": Objective(non_saturating_d, lambda real, fake: non_saturating_g(fake), smooths=True),
+    "least-squares": Objective(least_squares_d, lambda real, fake: least_squares_g(fake), smooths=True),
+    "hinge": Objective(lambda real, fake, smoothing=0.0: hinge_d(real, fake), lambda real, fake: critic_g(fake)),
+    "wasserstein": Objective(lambda real, fake, smoothing=0.0: critic_d(real, fake), lambda real, fake: critic_g(fake)),
+    "relativistic": Objective(lambda real, fake, smoothing=0.0: relativistic(real, fake), lambda real, fake: relativistic(fake, real), paired=True),
 }
 
 

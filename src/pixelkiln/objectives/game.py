@@ -175,8 +175,7 @@ class Game(Method, Latent):
             raise UserError("this generator is conditioned on labels: give --label")
         z, label = self.truncate(z, request), label.to(z.device) if self.labelled and label is not None else None
         if self.setting.statistics == "running" or not has_statistics(self.generator):
-            with torch.no_grad() if not z.requires_grad else torch.enable_grad():
-                x: Tensor = self.generator(z, label)
+            x: Tensor = self.generator(z, label)
             return x
         m = self.setting.reference
         reference = torch.randn((m, self.setting.latent), generator=random_stream("dcgan", "reference")).to(z.device)

@@ -62,14 +62,19 @@ def orthogonal(weights: Iterable[Tensor]) -> Tensor:
     """The sum over weights W (out, ...) of |(W W^T) * (1 - I)|^2: rows should be orthogonal, of any length.
 
     Brock et al. 2019, arXiv 1809.11096, eq. 3, without the factor beta. Its gradient is 4 ((W W^T) * (1 - I)) W; the authors' program adds half
-    of it, so that its beta of 1e-4 is 5e-5 here.
+    of it, so that its beta of 1e-4 is 5e-5 here. Of a weight with more rows than columns the smaller product is taken, as |W W^T| = |W^T W|: then it is
+    |W^T W|^2 less the fourth powers of the rows' lengths (which nearly cancel only where rows are orthogonal, as so many cannot be).
     """
     total = torch.zeros(())
     for w in weights:
         with torch.autocast(w.device.type, enabled=False):
             rows = wide(w).flatten(1)
-            gram = rows @ rows.t()
-        total = total.to(gram) + (gram - torch.diag(gram.diagonal())).square().sum()
+            tall = rows.shape[0] > rows.shape[1]
+            gram = rows.t() @ rows if tall else rows @ rows.t()
+        if tall:
+            total = total.to(gram) + gram.square().sum() - rows.square().sum(1).square().sum()
+        else:
+            total = total.to(gram) + (gram - torch.diag(gram.diagonal())).square().sum()
     return total
 
 
