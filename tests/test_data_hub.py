@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fake_hub import Hub, serving
 from pixelkiln.cli.main import main
 from pixelkiln.core.types import UserError
 from pixelkiln.data import hub, open_source
@@ -37,77 +35,17 @@ def parquet(values: range) -> bytes:
     return out.getvalue()
 
 
-class Server:
-    """A Hub with one data set, me/set. lies: files that are sent otherwise than listed; failures: answers to spoil first."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.lies, self.failures, self.asked = files, dict[str, bytes](), 0, list[str]()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def sibling(self, name: str) -> dict[str, object]:
-        data = self.files[name]
-        found: dict[str, object] = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
-        if len(data) > 1000:
-            found["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
-        return found
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.split("?")[0]
-        self.asked.append(f"{request.command} {path}")
-        status, body, more = 404, b"{}", {"X-Error-Code": "RepoNotFound"}
-        if self.failures:
-            self.failures -= 1
-            status, more = 503, {}
-        elif path.startswith("/api/datasets/me/set/revision/"):
-            revision = path.rsplit("/revision/")[1]
-            status, more = 404, {"X-Error-Code": "RevisionNotFound"}
-            if revision in ("main", "v1", COMMIT, OLDER):
-                sha = OLDER if revision in ("v1", OLDER) else COMMIT
-                status, body, more = 200, json.dumps({"id": "me/set", "sha": sha, "siblings": [self.sibling(n) for n in self.files]}).encode(), {}
-        elif path.startswith("/datasets/me/set/resolve/"):
-            sha, _, name = path.removeprefix("/datasets/me/set/resolve/").partition("/")
-            if name in self.files:
-                status, body = 200, self.lies.get(name, self.files[name])
-                more = {"X-Repo-Commit": sha, "ETag": '"' + hashlib.sha256(self.files[name]).hexdigest() + '"', "Accept-Ranges": "bytes"}
-        request.send_response(status)
-        for key, value in {**more, "Content-Length": str(len(body))}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command == "GET":
-            request.wfile.write(body)
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    found = Server({"data/train-00000-of-00002.parquet": parquet(range(12)), "data/train-00001-of-00002.parquet": parquet(range(12, 20)),
-                    "data/test-00000-of-00001.parquet": parquet(range(20, 23)), "README.md": b"# a set"})
-    monkeypatch.setenv("HF_ENDPOINT", found.url)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv("PIXELKILN_CACHE", str(tmp_path / "cache"))
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    files = {"data/train-00000-of-00002.parquet": parquet(range(12)), "data/train-00001-of-00002.parquet": parquet(range(12, 20)),
+                    "data/test-00000-of-00001.parquet": parquet(range(20, 23)), "README.md": b"# a set"}
     monkeypatch.setattr(hub, "WAITS", (0.01, 0.01))
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+    revisions = {"main": COMMIT, COMMIT: COMMIT, "v1": OLDER, OLDER: OLDER}
+    with serving(Hub("datasets", "me/set", files, revisions), {"HF_HUB_CACHE": str(tmp_path / "hub"), "PIXELKILN_CACHE": str(tmp_path / "cache")}) as found:
+        yield found
 
 
-def test_a_data_set_is_listed_downloaded_and_read_at_its_commit(server: Server) -> None:
+def test_a_data_set_is_listed_downloaded_and_read_at_its_commit(server: Hub) -> None:
     train, test = open_source("hf:me/set"), open_source("hf:me/set", split="test")
     assert train.images[:, 0, 0, 0].tolist() == list(range(20))
     assert test.images[:, 0, 0, 0].tolist() == [20, 21, 22]
@@ -118,17 +56,16 @@ def test_a_data_set_is_listed_downloaded_and_read_at_its_commit(server: Server) 
     assert not any("README" in line for line in server.asked)
 
 
-def test_a_commit_that_is_in_the_cache_needs_no_network(server: Server) -> None:
+def test_a_commit_that_is_in_the_cache_needs_no_network(server: Hub) -> None:
     first = open_source("hf:me/set:data")
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
     assert first.source == f"hf:me/set@{COMMIT}:data"
     assert open_source(first.source).digest() == first.digest()
     with pytest.raises(UserError, match=r"^hf:me/set: the Hub cannot be reached \(.*\): check the network"):
         open_source("hf:me/set")
 
 
-def test_a_short_failure_is_waited_out(server: Server) -> None:
+def test_a_short_failure_is_waited_out(server: Hub) -> None:
     server.failures = 1
     assert len(open_source("hf:me/set")) == 20
     server.failures = 100
@@ -137,7 +74,7 @@ def test_a_short_failure_is_waited_out(server: Server) -> None:
 
 
 @pytest.mark.parametrize("name", ["data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"])
-def test_a_checksum_that_differs_is_refused(server: Server, name: str) -> None:
+def test_a_checksum_that_differs_is_refused(server: Hub, name: str) -> None:
     server.lies[name] = parquet(range(5, 17) if "train" in name else range(5, 8))
     assert (len(server.files[name]) > 1000) == ("sha256" in str(server.sibling(name)))
     server.lies[name] = server.lies[name][:-4].ljust(len(server.files[name]) - 4, b"\0") + b"PAR1"
@@ -145,12 +82,12 @@ def test_a_checksum_that_differs_is_refused(server: Server, name: str) -> None:
         open_source("hf:me/set")
 
 
-def test_small_files_are_held_against_gits_own_name(server: Server, tmp_path: Path) -> None:
+def test_small_files_are_held_against_gits_own_name(server: Hub, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"hello\n")
     assert hub.checksum(tmp_path / "x", "git", 6, 0) == "ce013625030ba8dba906f756967f9e9ca394464a"  # git hash-object of "hello\n"
 
 
-def test_configurations(server: Server) -> None:
+def test_configurations(server: Hub) -> None:
     server.files = {"red/train/0000.parquet": parquet(range(3)), "red/test/0000.parquet": parquet(range(3, 5)), "blue/train/0000.parquet": parquet(range(7))}
     assert open_source("hf:me/set:red", split="test").images[:, 0, 0, 0].tolist() == [3, 4]
     assert len(open_source("hf:me/set@main:blue")) == 7
@@ -169,13 +106,13 @@ def test_configurations(server: Server) -> None:
         ("hf:../..", "is no name of a data set|no such data set"),
     ],
 )
-def test_what_is_not_there_is_one_line(server: Server, src: str, message: str) -> None:
+def test_what_is_not_there_is_one_line(server: Hub, src: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         open_source(src)
     assert "\n" not in str(caught.value)
 
 
-def test_a_hostile_listing_is_refused(server: Server) -> None:
+def test_a_hostile_listing_is_refused(server: Hub) -> None:
     server.files = {"../../evil.parquet": parquet(range(3))}
     with pytest.raises(UserError, match="leads out of the data set"):
         open_source("hf:me/set")
@@ -184,13 +121,13 @@ def test_a_hostile_listing_is_refused(server: Server) -> None:
         open_source("hf:me/set")
 
 
-def test_without_the_extra_it_is_one_line_and_status_2(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_without_the_extra_it_is_one_line_and_status_2(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["train", "pca", "--data", "hf:me/set", "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.strip().endswith("pip install 'pixelkiln[hub]'")
 
 
-def test_a_run_records_the_commit(server: Server, tmp_path: Path) -> None:
+def test_a_run_records_the_commit(server: Hub, tmp_path: Path) -> None:
     assert main(["train", "pca", "--data", "hf:me/set", "--out", str(tmp_path / "run"), "--size", "tiny", "--quiet"]) == 0
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["data"]["source"] == f"hf:me/set@{COMMIT}"

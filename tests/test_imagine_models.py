@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'pixelkiln[pretrained]'")
 import pipelines
+from fake_hub import Hub, serving
 from pipelines import direct, imagine, pixels, recipe
 from pixelkiln.cli.main import main
 from pixelkiln.core.types import UserError
@@ -32,75 +30,16 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("no_
 COMMITS = ("a" * 40, "b" * 40)
 
 
-class Hub:
-    """A Hub with one model, me/tiny. cut: bytes after which the next large transfer breaks off; lies: files sent otherwise than listed."""
-
-    def __init__(self, root: Path) -> None:
-        self.files = {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        self.commit, self.failures, self.cut, self.lies, self.asked = COMMITS[0], 0, 0, dict[str, bytes](), list[str]()
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        path = request.path.split("?")[0]
-        asked = request.headers.get("Range")
-        self.asked.append(f"{request.command} {path}{' ' + asked if asked else ''}")
-        status, body, more = 404, b"{}", {"X-Error-Code": "RepoNotFound"}
-        if self.failures:
-            self.failures -= 1
-            status, more = 503, {}
-        elif path.startswith("/api/models/me/tiny/revision/"):
-            siblings = [{"rfilename": n, "size": len(d), "blobId": hashlib.sha1(b"blob %d\0" % len(d) + d).hexdigest()}
-                        | ({"lfs": {"sha256": hashlib.sha256(d).hexdigest(), "size": len(d), "pointerSize": 130}} if len(d) > 5000 else {})
-                        for n, d in self.files.items()]
-            status, body, more = 200, json.dumps({"id": "me/tiny", "sha": self.commit, "siblings": siblings}).encode(), {}
-        elif path.startswith("/me/tiny/resolve/"):
-            sha, _, name = path.removeprefix("/me/tiny/resolve/").partition("/")
-            if name in self.files:
-                body = self.lies.get(name, self.files[name])
-                status, more = 200, {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha256(self.files[name]).hexdigest()}"', "Accept-Ranges": "bytes"}
-        total = len(body)
-        if status == 200 and asked and request.command == "GET" and path.startswith("/me/"):
-            begin = int(asked.removeprefix("bytes=").split("-")[0])
-            body, status = body[begin:], 206
-            more["Content-Range"] = f"bytes {begin}-{total - 1}/{total}"
-        request.send_response(status)
-        for key, value in {**more, "Content-Length": str(len(body))}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command == "GET":
-            if self.cut and len(body) > 100_000:
-                body, self.cut = body[: self.cut], 0
-                request.close_connection = True
-            request.wfile.write(body)
-
-
 @pytest.fixture
 def hub(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     folder = shutil.copytree(pipelines.folder(models, "sd"), tmp_path / "hub-model")
     for extra in ("unet/diffusion_pytorch_model.bin", "unet/flax_model.msgpack", "v1.ckpt", "README.md"):
         (folder / extra).write_bytes(b"not wanted")
-    found = Hub(folder)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{found.http.server_address[1]}")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     monkeypatch.setattr(source, "WAITS", (0.01, 0.01, 0.01))
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what arrives is counted by such pieces
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+    with serving(Hub("models", "me/tiny", files, {"main": COMMITS[0]}, lfs=5000), {"HF_HUB_CACHE": str(tmp_path / "hf")}) as found:
+        yield found
 
 
 WORDS = ("a cat", "--steps", 1, "--size", 16)
@@ -115,7 +54,7 @@ def test_a_model_of_the_hub_is_pinned_fetched_once_and_then_needs_no_network(hub
     assert not any(word in line for line in hub.asked for word in (".bin", ".ckpt", ".msgpack", "README"))
     assert any("bytes=" in line and not line.endswith("bytes=0-") for line in hub.asked), "the transfer that broke off went on where it stopped"
     count = len(hub.asked)
-    hub.commit = COMMITS[1]  # the model has changed since; the pin holds
+    hub.revisions["main"] = COMMITS[1]  # the model has changed since; the pin holds
     assert imagine("me/tiny", *WORDS, "--out", tmp_path / "two") == 0
     assert len(hub.asked) == count, "no network"
     assert main(["reproduce", str(tmp_path / "one" / "000000.png"), "--quiet"]) == 0
