@@ -73,15 +73,7 @@ def test_sides_that_cannot_be_halved_are_refused(name: str) -> None:
         made(name, DataInfo(ImageShape(1, 9, 8)))
 
 
-@pytest.mark.parametrize("name", ["vqvae", "dvae"])
-def test_training_lowers_the_cost_of_reconstructions(name: str) -> None:
-    """These two are slower at size tiny: after so few steps they are no better than the mean image."""
-    _, logged, _ = trained(name, 150)
-    costs = [terms["rec"] for terms in logged]
-    assert sum(costs[-20:]) < sum(costs[:20])
-
-
-@pytest.mark.parametrize("name", ["vqvae2", "vqgan", "autoencoder-kl"])
+@pytest.mark.parametrize("name", [*TOKENIZERS, "autoencoder-kl"])
 def test_training_makes_reconstructions_better(name: str) -> None:
     method, _, x = trained(name, 150)
     assert isinstance(method, Codec)
@@ -102,7 +94,7 @@ def test_two_codebooks_are_both_of_use() -> None:
             other = tokens.clone()
             other[:, columns] = tokens.roll(1, 0)[:, columns]
             errors.append(float((method.from_tokens(other) - x).square().mean()))
-    assert errors[0] < min(errors[1:]), errors
+    assert errors[0] < 0.9 * min(errors[1:]), errors
 
 
 # reconstruction

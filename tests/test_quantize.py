@@ -297,15 +297,19 @@ TOY = ["vq", "vq loss", "cosine", "rotation", "simvq", "fsq", "lfq"]
 
 @pytest.mark.parametrize("name", TOY)
 def test_nearly_all_of_1024_codes_are_used(name: str) -> None:
-    """An encoder and a decoder of one linear map each, vectors around 400 centers of unequal sizes. After so few steps LFQ uses four fifths."""
+    """An encoder and a decoder of one linear map each, vectors around 400 centers of unequal sizes.
+
+    LFQ's 10 hyperplanes cut 8 dimensions into 1,013 parts at most, many of them slivers: its vectors have 16.
+    """
     configs: dict[str, CodebookConfig] = {
         "vq": VQConfig(1024), "vq loss": VQConfig(1024, learn="loss"), "cosine": VQConfig(1024, cosine=True),
         "rotation": VQConfig(1024, gradient="rotation"), "simvq": SimVQConfig(1024), "fsq": FSQConfig((4, 4, 4, 4, 4)), "lfq": LFQConfig(10, entropy=0.5)}
     torch.manual_seed(0)
-    q = codebook(configs[name], 8)
-    encoder, decoder = torch.nn.Conv2d(8, 8, 1), torch.nn.Conv2d(8, 8, 1)
+    d = 16 if name == "lfq" else 8
+    q = codebook(configs[name], d)
+    encoder, decoder = torch.nn.Conv2d(d, d, 1), torch.nn.Conv2d(d, d, 1)
     opt = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *q.parameters()], 1e-2)
-    centers = torch.randn(400, 8)
+    centers = torch.randn(400, d)
     for step in range(150):
         x = points(centers, 2048, 0.3, seed=step)
         found = q(encoder(x))
@@ -314,7 +318,7 @@ def test_nearly_all_of_1024_codes_are_used(name: str) -> None:
         opt.zero_grad()
         loss.backward()
         opt.step()
-    assert float(found.terms["usage"]) > (0.7 if name == "lfq" else 0.95), found.terms
+    assert float(found.terms["usage"]) > 0.95, found.terms
     assert float(rec.detach()) < 0.6, "of a variance of 1.09"
 
 

@@ -39,7 +39,7 @@ class DVAEConfig:
     cold: float = 1 / 16  # and at the end of `anneal`
     anneal: float = 0.5  # share of training
     beta: float = 1.0  # of the KL; it rises from 0
-    warmup: float = 0.2  # over this share of training
+    warmup: float = 0.5  # over this share of training
 
 
 @final
@@ -122,7 +122,7 @@ def dvae(size: Size = "small") -> Recipe:
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=100_000),
         batch=by_size(size, tiny=32, small=64, base=128),
-        opts={"main": OptConfig(lr=by_size(size, tiny=2e-3, small=1e-3, base=3e-4), warmup=0.02, decay="cosine", final=0.02, clip=1.0)},
+        opts={"main": OptConfig(lr=by_size(size, tiny=2e-2, small=1e-3, base=3e-4), warmup=0.02, decay="cosine", final=0.02, clip=1.0)},
     )
     return Recipe(
         stages=(Stage(method=DVAE, model=model, data=DataConfig(multiple=model.net.multiple), train=train),),

@@ -123,7 +123,7 @@ def vqvae2(size: Size = "small") -> Recipe:
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=100_000),
         batch=by_size(size, tiny=32, small=64, base=128),
-        opts={"main": OptConfig(lr=by_size(size, tiny=2e-3, small=1e-3, base=3e-4), warmup=0.02, decay="cosine", final=0.02, clip=1.0)},
+        opts={"main": OptConfig(lr=by_size(size, tiny=1e-2, small=1e-3, base=3e-4), warmup=0.02, decay="cosine", final=0.02, clip=1.0)},
     )
     return Recipe(
         stages=(Stage(method=VQVAE2, model=model, data=DataConfig(multiple=2 * model.net.multiple), train=train),),
