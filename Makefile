@@ -21,10 +21,12 @@ demo: $(READY)
 	$(BIN)/pixelkiln sample runs/demo --label all -n 100 --out runs/demo/digits.png
 	$(BIN)/pixelkiln evaluate runs/demo -n 1000
 
+# Processes that share the tests, with a thread each
+JOBS ?= 2
 test: $(READY)
 	$(BIN)/python -m ruff check src tests benchmarks
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 fault: $(READY)
 	$(BIN)/python tests/faults.py --seconds 600 --out benchmarks/results/$$(date +%F)-faults.json

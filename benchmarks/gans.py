@@ -4,8 +4,8 @@
     python benchmarks/gans.py --data ../shared/data/cifar10 --work bench/gans-cifar10 --minutes 10
     python benchmarks/gans.py --data ../shared/data/emoji/twemoji --name emoji --work bench/gans-emoji --minutes 10 --more '--data.resolution 64'
 
-Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, one at a time; the wall-clock is the same for all, steps are not. Scores: `fd`,
-precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
+Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, --workers at a time, each with an equal part of the threads (OMP_NUM_THREADS, or
+2); the wall-clock is the same for all, steps are not. Scores: `fd`, precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
 if they obey), accuracy of conditional recipes. images/s: of training, a step of the generator counts as one batch whatever the discriminator's steps.
 What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-gans-NAME.json.
 """
@@ -15,8 +15,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import statistics
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from pixelkiln.data import open_source
 from pixelkiln.engine.features import Extractor, extractor_for
 from pixelkiln.engine.where import processor
 
+ONE = Lock()  # for the extractor
 METRICS = ("fd", "precision", "recall", "coverage", "modes", "modes-kl")
 
 
@@ -57,7 +61,8 @@ def one(recipe: str, seed: int, args: argparse.Namespace, extractor: Extractor) 
         row = {"name": recipe, "seed": seed, "minutes": args.minutes, "n": args.n, "conditional": labels is not None, **facts, "sample_seconds": round(seconds, 1),
                "scores": measured(file, args.data, labels is not None and bool(extractor.classes))}
         if extractor.classes:
-            row["histogram"] = histogram(images, extractor)
+            with ONE:
+                row["histogram"] = histogram(images, extractor)
         target.write_text(json.dumps(row, indent=1) + "\n")
     return row
 
@@ -70,6 +75,7 @@ def main() -> None:
     p.add_argument("--recipes", help="with commas; default: the family gan")
     p.add_argument("--minutes", type=float, default=2.0)
     p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--workers", type=int, default=1, help="runs at a time")
     p.add_argument("-n", type=int, default=2000, help="samples")
     p.add_argument("--more", default="", help="options of `pixelkiln train` for all recipes, in one word: '--data.resolution 64'")
     args = p.parse_args()
@@ -79,21 +85,26 @@ def main() -> None:
     extractor = extractor_for(real, test, log=print)
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {THREADS} threads", "data": name, "rows": rows, "failed": failed}
+    threads = max(1, int(THREADS) // args.workers)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {threads} threads each of {args.workers} at a time", "data": name, "rows": rows, "failed": failed}
     target = HERE / "results" / f"{found['date']}-gans-{name}.json"
-    for seed in range(args.seeds):  # all recipes once before any twice
-        for recipe in args.recipes.split(",") if args.recipes else family("gan"):
-            if f"{recipe} 0" in failed:
-                continue
-            try:
-                rows.append(row := one(recipe, seed, args, extractor))
-            except (Failed, ValueError) as e:
-                failed[f"{recipe} {seed}"] = str(e)
-                print(f"{recipe} {seed} is left out: {e}", flush=True)
-            else:
-                shown = "  ".join(f"{m} {v['value']:.3f}" for m, v in row["scores"].items() if m != "protocol")
-                print(f"{recipe:16} seed {seed}  {row['images_per_s']} images/s  {shown}", flush=True)
-            target.write_text(json.dumps(found, indent=1) + "\n")
+    jobs = [(recipe, seed) for seed in range(args.seeds) for recipe in (args.recipes.split(",") if args.recipes else family("gan"))]  # all once before any twice
+
+    def note(recipe: str, seed: int, done: Future[dict[str, Any]]) -> None:
+        try:
+            rows.append(row := done.result())
+        except (Failed, ValueError) as e:
+            failed[f"{recipe} {seed}"] = str(e)
+            print(f"{recipe} {seed} is left out: {e}", flush=True)
+        else:
+            shown = "  ".join(f"{m} {v['value']:.3f}" for m, v in row["scores"].items() if m != "protocol")
+            print(f"{recipe:16} seed {seed}  {row['images_per_s']} images/s  {shown}", flush=True)
+        target.write_text(json.dumps(found, indent=1) + "\n")
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        for (recipe, seed), done in [(job, pool.submit(one, *job, args, extractor)) for job in jobs]:
+            note(recipe, seed, done)
     for recipe in dict.fromkeys(r["name"] for r in rows):
         fd = [r["scores"]["fd"]["value"] for r in rows if r["name"] == recipe]
         print(f"{recipe:16} fd {statistics.median(fd):8.2f}  ({min(fd):.2f} to {max(fd):.2f} of {len(fd)})")

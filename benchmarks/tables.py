@@ -4,7 +4,7 @@
 
 A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine;
 the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table,
-and that of diffusion.py where it has diffusion:mnist; those of gans.py, gaussians.py, stacked.py and adversaries.py where it has the marks of gan_tables.py (gans:mnist, ...).
+and that of diffusion.py where it has diffusion:mnist; those of gans.py, gaussians.py, stacked.py and adversaries.py where it has the marks of family_tables.py (gans:mnist, ...).
 --check writes nothing and ends with status 1 where a page is not as it would be written.
 """
 
@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gan_tables import GAN_TABLES
+from family_tables import FAMILY_TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md", "docs/codebooks.md")
 GOALS = {"list": "under 0.6 s", "sample, from a tiny run": "under 3 s"}
 Result = dict[str, Any]
 
@@ -160,7 +160,7 @@ def newest(kind: str) -> Result | None:
 
 def fill(text: str, speed: Result | None, scores: Result | None, team: Result | None, models: Result | None) -> str:
     """The page with every marked part written anew for which there is a result."""
-    for mark, (kind, write) in GAN_TABLES.items():
+    for mark, (kind, write) in FAMILY_TABLES.items():
         if (found := newest(kind)) is not None and found.get("rows", True):
             text = put(text, mark, lambda found=found, write=write: write(found))
     if models is not None:

@@ -36,7 +36,7 @@ def family(name: str) -> list[str]:
 def call(words: Sequence[str], log: Path) -> str:
     """`pixelkiln WORDS` with its output in a file and returned. Raises `Failed`."""
     command = [sys.executable, "-m", "pixelkiln", *words]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": THREADS}, capture_output=True, text=True)
+    done = subprocess.run(command, env={"OMP_NUM_THREADS": THREADS} | os.environ, capture_output=True, text=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     if done.returncode:

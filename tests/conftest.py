@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+PARALLEL = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes: a thread each, in what they start, too
+if PARALLEL:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1 if PARALLEL else min(2, os.cpu_count() or 1))
 ROOT = Path(__file__).resolve().parent.parent
 
 

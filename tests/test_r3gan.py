@@ -362,7 +362,7 @@ def test_recipe() -> None:
     for size in ("tiny", "small", "base"):
         stage = r3gan(size).last
         rules = stage.model.rules
-        assert (rules.objective, rules.r_end, rules.r_every, rules.r_sigma, rules.critic_steps) == ("relativistic", 0.1, 1, 0.0, 1) and rules.r1 == rules.r2 > 0
+        assert (rules.objective, rules.r_end, rules.r_every, rules.r_sigma, rules.critic_steps) == ("relativistic", 0.1, 4 if size == "small" else 1, 0.0, 1) and rules.r1 == rules.r2 > 0
         for opt in stage.train.opts.values():
             assert (opt.betas, opt.eps) == ((0.0, 0.99), 1e-8)
             assert lr_at(opt, Moment(0, 100, 0)) == opt.lr and lr_at(opt, Moment(100, 100, 0)) == pytest.approx(opt.lr / 4)

@@ -56,7 +56,7 @@ class BigGAN(Game):
 def biggan(size: Size = "small") -> Recipe:
     """BigGAN: a shared embedding and parts of z in every block, orthogonal regularisation, truncation. Brock, Donahue, Simonyan 2019, arXiv 1809.11096."""
     model = BigGANConfig(
-        nets=by_size(size, tiny=nets(8, 1, 8, 8), small=nets(32, 4, 16, 32), base=nets(96, 16, 32, 128, 4)),
+        nets=by_size(size, tiny=nets(8, 1, 8, 8), small=nets(16, 4, 16, 32), base=nets(96, 16, 32, 128, 4)),
         rules=Rules("hinge", critic_steps=by_size(size, tiny=2, small=1, base=2), orthogonal=1e-4),
         latent=by_size(size, tiny=12, small=120, base=120),
         reference=by_size(size, tiny=64, small=256, base=512),

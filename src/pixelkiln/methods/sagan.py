@@ -49,7 +49,7 @@ def sagan(size: Size = "small") -> Recipe:
     nets = by_size(
         size,
         tiny=ResNets(8, 8, d_rest=1, attention=(8,), g_spectral=True),
-        small=ResNets(32, 32, growth=4, d_rest=1, attention=(16,), g_spectral=True),
+        small=ResNets(16, 16, growth=4, d_rest=1, attention=(16,), g_spectral=True),
         base=ResNets(64, 64, growth=16, d_grid=4, d_rest=1, attention=(32,), g_spectral=True),
     )
     d, g = (adam(size, small=small, base=base, betas=(0.0, 0.9)) for small, base in ((8e-4, 4e-4), (2e-4, 1e-4)))

@@ -9,7 +9,8 @@ iteration a forward pass, which starts where the last one ended (algorithm 1). D
 label sets the norms of G (conditional BatchNorm) and enters D by a projection; without classes both terms go. Adam 2e-4 with betas (0, 0.9) and five
 steps of D for each of G (setting C, section 4.1).
 
-Size small, for a short budget, has narrower nets, one step of D for each of G, and TTUR's two rates.
+Size small, for a short budget, has narrow nets (4 minutes of one thread on MNIST: `fd` 20 at width 16, where DCGAN has 25; at 32 it sees 2.7 times fewer images), one step of D for
+each of G, and TTUR's two rates.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def sngan(size: Size = "small") -> Recipe:
     nets = by_size(
         size,
         tiny=ResNets(8, 8, d_rest=1),
-        small=ResNets(32, 32, growth=4, d_rest=1),
+        small=ResNets(16, 16, growth=4, d_rest=1),
         base=ResNets(64, 64, growth=16, d_grid=4, d_rest=1),  # the plan for ImageNet
     )
     model = SNGANConfig(nets=nets, rules=Rules("hinge", critic_steps=by_size(size, tiny=2, small=1, base=5)), reference=by_size(size, tiny=64, small=256, base=256))

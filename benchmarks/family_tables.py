@@ -1,4 +1,4 @@
-"""The tables of docs/gans.md from the results of gans.py, gaussians.py, stacked.py and adversaries.py: functions that tables.py calls."""
+"""The tables of docs/gans.md and docs/codebooks.md from the results of gans.py, gaussians.py, stacked.py, adversaries.py and codecs.py: functions that tables.py calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["GAN_TABLES"]
+__all__ = ["FAMILY_TABLES"]
 
 Result = Mapping[str, Any]
 
@@ -95,11 +95,26 @@ def adversaries(found: Result) -> str:
     return "\n\n".join([*parts, where])
 
 
-GAN_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a page -> kind of result, and what writes it
+def codecs(found: Result) -> str:
+    """Every variant of codecs.py."""
+    rows = []
+    for r in found["rows"]:
+        used = [f"{v:.0%}" for k, v in r.items() if k.endswith("usage")]
+        spread_over = [f"{v:,.0f}" for k, v in r.items() if k.endswith("perplexity")]
+        rows.append([r["name"], *(f"{r['scores'][m]:.{d}f}" for m, d in (("psnr", 1), ("ssim", 3), ("fd", 2))), " and ".join(used) or "–", " and ".join(spread_over) or "–",
+                     f"{r['steps']:,}", f"{r['images_per_s']:,.0f}"])
+    first = found["rows"][0]
+    where = f"{found['date']}, {found['machine']}: {first['minutes']:g} min of training, reconstructions of test images, one seed.{left_out(found)}"
+    return f"{table(['codec', 'PSNR, dB', 'SSIM', '`fd`', 'codes used', 'perplexity', 'steps', 'training images/s'], rows)}\n\n{where}"
+
+
+FAMILY_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a page -> kind of result, and what writes it
     "gans:mnist": ("gans-mnist", gans),
     "gans:cifar10": ("gans-cifar10", gans),
     "gans:emoji": ("gans-emoji", gans),
     "gans:gaussians": ("gaussians", gaussians),
     "gans:stacked": ("stacked", stacked),
     "gans:adversaries": ("adversaries", adversaries),
+    "codecs:mnist": ("codecs-mnist", codecs),
+    "codecs:emoji": ("codecs-emoji", codecs),
 }
