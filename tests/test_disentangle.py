@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import balanced_accuracy_score, mutual_info_score, normalized_mutual_info_score, r2_score
+from sklearn.metrics import balanced_accuracy_score, mutual_info_score, r2_score
 from torch import Tensor
 
 from pixelkiln.core.recipe import DataConfig
 from pixelkiln.data import ImageSet, open_source
-from pixelkiln.data.shapes import COLORS, KINDS
+from pixelkiln.data.shapes import COLORS, KINDS, draw, scenes
 from pixelkiln.metrics import dci, mig, sap
 from pixelkiln.metrics.disentangle import _binned, _thresholds, _unmixed, mutual_information
 
@@ -87,9 +87,9 @@ def test_aligned_codes_score_high_turned_ones_low_and_noise_nothing() -> None:
 
 def test_thresholds_are_the_best_ones_by_brute_force() -> None:
     g = gen(4)
-    for classes, num in ((2, 12), (3, 9)):
-        for _ in range(8):
-            z = torch.randint(8, (num, 2), generator=g).double()  # with ties
+    for classes, num in ((2, 12), (3, 8)):
+        for _ in range(3):
+            z = torch.randint(5, (num, 2), generator=g).double()  # with ties
             y = torch.cat([torch.arange(classes), torch.randint(classes, (num - classes,), generator=g)])
             for unit, found in enumerate(_thresholds(z, y).tolist()):
                 values = z[:, unit].unique().tolist()
@@ -163,8 +163,7 @@ def test_what_they_are_blind_to() -> None:
     bent = (v["x"][:, None] - 0.5).square()
     assert sap(bent, {"x": v["x"]}).value < 0.01, "a line sees no parabola"
     assert mig(bent, {"x": v["x"]}).value > 0.5
-    assert mig(z, {"x": v["x"]}).value == pytest.approx(
-        normalized_mutual_info_score(_binned(v["x"].double(), 20), _binned(v["x"].double(), 20)), abs=0.06)
+    assert mig(z[:, :1], {"x": v["x"]}).value == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -208,15 +207,16 @@ def shapes() -> ImageSet:
 
 def test_factors_of_shapes_are_those_of_the_pixels() -> None:
     data = shapes()
-    found, mask = data.factors, data.extras["mask"][:, 0] == 1
+    found, rows = data.factors, range(200)
+    mask = draw(scenes("test", rows), 128)[1][:, 0] == 1  # the largest object
     assert torch.equal(found["shape"], data.labels)
     assert torch.equal(found["objects"], (data.extras["layout"][:, :, 0] >= 0).sum(1))
-    area = mask.sum((1, 2)) / 32**2  # a shape of size s covers s^2
-    assert (area.sqrt() - found["size"]).abs().max() < 0.02
-    ticks = (torch.arange(32) + 0.5) / 32
+    area = mask.sum((1, 2)) / 128**2  # a shape of size s covers s^2
+    assert (area.sqrt() - found["size"][rows]).abs().max() < 0.01
+    ticks = (torch.arange(128) + 0.5) / 128
     centers = {"x": (mask.sum(1) * ticks).sum(1), "y": (mask.sum(2) * ticks).sum(1)}
     for axis, total in centers.items():
-        assert (total / mask.sum((1, 2)) - found[axis]).abs().max() < 0.02
+        assert (total / mask.sum((1, 2)) - found[axis][rows]).abs().max() < 0.01
     for text, shape, color, ground in zip(data.texts, found["shape"], found["color"], found["background"], strict=True):
         assert f"{list(COLORS)[color]} {list(KINDS)[shape]}" in " ".join(text.split()[1:3])
         assert text.endswith(f" {list(COLORS)[ground]} background") or list(COLORS)[ground] == "white"

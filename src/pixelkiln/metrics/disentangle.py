@@ -7,6 +7,7 @@ A factor that is held perfectly, but by two units together (an angle as sine and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -164,7 +165,7 @@ def _unmixed(shares: Tensor) -> Tensor:
     """1 - H(p) / log n of each row p of shares (m, n) that need not sum to 1; 0 for a row of zeros."""
     total = shares.sum(1)
     p = shares / total.clamp_min(1e-300)[:, None]
-    return torch.where(total > 0, 1 + torch.special.xlogy(p, p).sum(1) / torch.tensor(float(shares.shape[1])).log(), 0.0).clamp(0, 1)
+    return torch.where(total > 0, 1 + torch.special.xlogy(p, p).sum(1) / math.log(shares.shape[1]), 0.0).clamp(0, 1)
 
 
 def _forest(codes: Tensor, factor: Tensor, seed: int) -> tuple[Tensor, float]:
