@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -105,11 +105,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
         return Measured(Report(tuple(coded)), {})
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     edits = Ability.SOURCE in trained.method.abilities or rebuilds
-    whole = trained.request(num, ask.seed, label, **knobs)
-    if edits and label is None:  # each test image as it is
-        whole = replace(whole, cond=replace(whole.cond, label=None))
-    if (mask := middle(trained.method, num)) is not None:
-        whole = replace(whole, cond=replace(whole.cond, mask=mask))
+    whole = _order(trained, num, ask.seed, label, edits, knobs)
     labels = whole.cond.label if train.classes and not trained.invents else None
     extractor = _extractor(ask, train, log, team)
     asked = chosen(ask.metrics, labels is not None, extractor)
@@ -147,6 +143,15 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
         return found
     save_evaluation(trained, found.to_json())
     return Measured(report, nats, publish(trained, *own, extractor))
+
+
+def _order(trained: Trained, num: int, seed: int, label: Any, edits: bool, knobs: Mapping[str, Any]) -> Request:
+    """What is asked of the run: of an editing method each test image as it is, where no label is named, and the mask `middle`, where it takes one."""
+    whole = trained.request(num, seed, label, **knobs)
+    if edits and label is None:
+        whole = replace(whole, cond=replace(whole.cond, label=None))
+    mask = middle(trained.method, num)
+    return whole if mask is None else replace(whole, cond=replace(whole.cond, mask=mask))
 
 
 def _extractor(ask: Ask, train: ImageSet, log: Log | None, team: Team) -> FeatureExtractor:

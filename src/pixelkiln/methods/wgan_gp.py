@@ -43,8 +43,8 @@ class WGANGP(Game):
 
 def wgan_gp(size: Size = "small") -> Recipe:
     """WGAN-GP: the Wasserstein distance by a critic with gradients of norm one. Gulrajani et al. 2017, arXiv 1704.00028."""
-    width = by_size(size, tiny=8, small=64, base=64)
-    rate = adam(size, small=2e-4, base=1e-4, betas=(0.0, 0.9))
+    width = by_size(size, tiny=8, small=32, base=64)
+    rate = adam(size, small=1e-3, base=1e-4, betas=(0.0, 0.9))
     return Recipe(
         stages=(Stage(WGANGP, WGANGPConfig(nets=DCGANNets(width, width, norm="layer")), data_for(size), training(size, d=rate, g=rate)),),
         family="gan",
