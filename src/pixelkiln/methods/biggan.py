@@ -26,7 +26,7 @@ from ..core.types import DataInfo
 from ..nets.players import Players, players
 from ..nets.resgan import ResNets
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, training
+from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
 
 __all__ = ["BigGAN", "BigGANConfig", "biggan"]
 
@@ -68,4 +68,5 @@ def biggan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Brock, Donahue, Simonyan, Large Scale GAN Training for High Fidelity Natural Image Synthesis, 2019, arXiv 1809.11096",
         summary="labels and parts of z in every block, large batches, orthogonal regularisation, truncation",
+        expect=measured(size, "biggan", 3.84),
     )

@@ -22,7 +22,7 @@ from ..core.types import DataInfo
 from ..nets.mlpgan import MLPNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, training
+from ..objectives.rules import Rules, Setting, adam, measured, training
 
 __all__ = ["GAN", "GANConfig", "gan"]
 
@@ -53,4 +53,5 @@ def gan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville, Bengio, Generative Adversarial Networks, 2014, arXiv 1406.2661",
         summary="the first adversarial game, between two perceptrons",
+        expect=measured(size, "gan", 25.3),
     )

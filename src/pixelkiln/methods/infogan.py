@@ -28,7 +28,7 @@ from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
 from ..objectives.information import category_information, style_information
-from ..objectives.rules import Rules, Setting, adam, data_for, training
+from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
 
 __all__ = ["InfoGAN", "InfoGANConfig", "infogan"]
 
@@ -91,4 +91,5 @@ def infogan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Chen, Duan, Houthooft, Schulman, Sutskever, Abbeel, InfoGAN: Interpretable Representation Learning by Information Maximizing Generative Adversarial Nets, 2016, arXiv 1606.03657",
         summary="codes that the image tells of, found without labels",
+        expect=measured(size, "infogan", 21.3),
     )
