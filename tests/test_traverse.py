@@ -17,7 +17,7 @@ from pixelkiln.cli.main import main
 from pixelkiln.core.images import read_image, read_texts
 from pixelkiln.core.protocols import Codec
 from pixelkiln.core.types import UserError
-from pixelkiln.data import open_source
+from pixelkiln.data import open_source, shapes
 from pixelkiln.engine.codes import codes_of
 from pixelkiln.engine.sample import load, seeds_for
 from pixelkiln.engine.traverse import busiest, traverse, traversed
@@ -36,12 +36,14 @@ def pixelkiln(*args: object) -> int:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("runs")
-    os.environ["PIXELKILN_CACHE"] = str(base / "cache")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PIXELKILN_CACHE", str(base / "cache"))
+    patch.setattr(shapes, "NUM", {"train": 1_000, "test": 1_500})  # 22,000 take seconds to draw
     assert pixelkiln("train", "pca", "--data", "shapes", "--out", base / "pca", "--data.resolution", 16, *TINY) == 0
     assert pixelkiln("train", "ddpm", "--data", "digits", "--out", base / "ddpm", "--steps", 2, *TINY) == 0
     assert pixelkiln("train", "vae", "--data", "digits", "--out", base / "vae", "--steps", 2, *TINY) == 0
     yield base
-    del os.environ["PIXELKILN_CACHE"]
+    patch.undo()
 
 
 def test_one_unit_moves_and_the_others_stay() -> None:
