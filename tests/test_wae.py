@@ -77,7 +77,8 @@ def test_far_codes_keep_a_gradient() -> None:
     """At 100 deviations a Gaussian kernel is 0 in float32; this one still pulls towards the prior."""
     x = (draws(8, 4) + 100).float().requires_grad_()
     (slope,) = torch.autograd.grad(mmd2(x, draws(8, 4, seed=1).float()), x)
-    assert (slope.mean(0) > 1e-4).all()  # of all codes together: between each other they push both ways
+    pull = sum(4 * c * 100 / (c + 4 * 100**2) ** 2 / 8 for c in (8 * s for s in SCALES))
+    assert slope.mean(0).tolist() == pytest.approx([pull] * 4, rel=0.05)  # of all codes together: between each other they push both ways
     assert float(inverse_multiquadratic(x.detach(), x.detach()).diagonal().mean()) == pytest.approx(len(SCALES))
 
 
@@ -117,17 +118,16 @@ def test_a_batch_of_one_is_refused() -> None:
         loss(built(SMALL), images(1))
 
 
-@pytest.mark.parametrize("encoder", ["deterministic", "gaussian"])
-def test_training_makes_codes_look_like_the_prior(encoder: str) -> None:
+def test_training_makes_codes_look_like_the_prior() -> None:
     """Images of two factors: mean and deviation of all codes near 0 and 1, and an error far below the images' variance; without the penalty, not so."""
     u = torch.rand(512, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x = (u @ torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]])).view(-1, 1, 2, 2) * 0.9
     found = {}
     for penalty in (10.0, 0.0):
         torch.manual_seed(0)
-        method = WAE(DataInfo(ImageShape(1, 2, 2)), WAEConfig(latent=2, net="mlp", width=64, depth=2, penalty=penalty, encoder=encoder))
+        method = WAE(DataInfo(ImageShape(1, 2, 2)), WAEConfig(latent=2, net="mlp", width=64, depth=2, penalty=penalty))
         opt = torch.optim.Adam(method.parameters(), lr=3e-3)
-        for k in range(400):
+        for k in range(250):
             torch.manual_seed(k)
             opt.zero_grad()
             terms = method.loss(Batch(x[torch.randint(512, (64,))]), START)
@@ -138,8 +138,8 @@ def test_training_makes_codes_look_like_the_prior(encoder: str) -> None:
             error = float((method.decode(z) - x).square().mean() / x.var())
         found[penalty] = (float(z.mean(0).abs().max()), float((z.std(0) - 1).abs().max()), error)
     mean, deviation, error = found[10.0]
-    assert mean < 0.25 and deviation < 0.3 and error < 0.1
-    assert max(found[0.0][:2]) > 0.35 and found[0.0][2] < 0.1
+    assert mean < 0.25 and deviation < 0.25 and error < 0.1
+    assert max(found[0.0][:2]) > 0.35
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])

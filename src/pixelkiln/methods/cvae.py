@@ -49,8 +49,8 @@ class CVAE(Amortized):
             raise UserError("--model.beta and --model.warmup cannot be negative")
         if not 0 < config.drop < 1:
             raise UserError(f"--model.drop is {config.drop}: give a share above 0 (images to be coded or scored come without labels) and below 1")
-        nets = coders(info.shape, config, 2 * config.latent, len(info.classes))
-        super().__init__(info, checked(config), nets, prior(config), parents, labelled=bool(info.classes))
+        num = len(info.classes)
+        super().__init__(info, checked(config), coders(info.shape, config, 2 * config.latent, num), prior(config), parents, labelled=num > 0)
         self.config = config
         if not self.labelled:
             self.abilities = frozenset()
