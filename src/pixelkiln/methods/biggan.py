@@ -11,6 +11,8 @@ authors' program adds half of its gradient, so that their 1e-4 is 5e-5 here. Wei
 attention as SAGAN's; D at 2e-4 and G at 5e-5, Adam with betas (0, 0.999) and eps 1e-6 (the program's), two steps of D for each of G, batches of 2048
 of which the gradients are added up in parts; the generator that samples is an average (0.9999 a step) with standing statistics (section 3, appendix C).
 
+Size small, for a short budget, takes 1e-3 for both players and one step of D (MNIST, 4 minutes of one thread: `fd` 34 at 8e-4 and 2e-4, 3.8 so).
+
 z must split evenly over the first layer and the k blocks (k = 2 for 28 pixels, 3 for 32, 4 for 64): 120 does for all.
 """
 
