@@ -11,7 +11,7 @@ from ..core.types import ImageShape
 from .convae import ConvDecoder, ConvEncoder
 from .mlp import CouplingFlow, MLPDecoder, MLPEncoder
 
-__all__ = ["LabelledDecoder", "LabelledEncoder", "Sized", "Used", "coders", "prior"]
+__all__ = ["LabelledDecoder", "LabelledEncoder", "LabelledFlow", "Sized", "Used", "coders", "prior"]
 
 
 class Sized(Protocol):
@@ -68,6 +68,32 @@ class LabelledDecoder(nn.Module):
         return self.net(torch.cat([z, one_hot], dim=1))
 
 
+@final
+class LabelledFlow(nn.Module):
+    """z = m_y + exp(s_y) g(u), of each label y (n,), -1 = none: a prior p(z|y). u, z (..., n, J); m and s start at 0."""
+
+    def __init__(self, flow: CouplingFlow, dims: int, classes: int) -> None:
+        super().__init__()
+        self.flow, self.classes = flow, classes
+        self.place = nn.Embedding(classes + 1, 2 * dims)
+        nn.init.zeros_(self.place.weight)
+
+    def _placed(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """m and s, (n, J) each."""
+        m, s = self.place(torch.where(label < 0, self.classes, label)).float().chunk(2, dim=1)
+        return m, s
+
+    def forward(self, u: Tensor, label: Tensor) -> Tensor:
+        m, s = self._placed(label)
+        return m + torch.exp(s) * self.flow(u)
+
+    def inverse(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """u (..., n, J) and log |det du/dz| (..., n)."""
+        m, s = self._placed(label)
+        u, log_det = self.flow.inverse((z - m) * torch.exp(-s))
+        return u, log_det - s.sum(1)
+
+
 def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
     """Encoder, x (n, C, H, W) -> (n, out), and decoder, z (n, J) -> (n, C, H, W), unbounded; where there are classes, both take a label, too.
 
@@ -83,6 +109,9 @@ def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tupl
     return (LabelledEncoder(encoder, shape, classes), LabelledDecoder(decoder, classes)) if classes else (encoder, decoder)
 
 
-def prior(config: Used) -> CouplingFlow | None:
-    """g of a learned prior z = g(u), u ~ N(0, I); None for N(0, I) itself."""
-    return CouplingFlow(config.latent, config.flow_width, config.flow_layers) if config.prior == "flow" else None
+def prior(config: Used, classes: int = 0) -> CouplingFlow | LabelledFlow | None:
+    """g of a learned prior z = g(u), u ~ N(0, I), which takes a label, too, where there are classes; None for N(0, I) itself."""
+    if config.prior == "normal":
+        return None
+    flow = CouplingFlow(config.latent, config.flow_width, config.flow_layers)
+    return LabelledFlow(flow, config.latent, classes) if classes else flow
