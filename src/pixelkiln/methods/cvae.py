@@ -50,9 +50,9 @@ class CVAE(Amortized):
         if not 0 < config.drop < 1:
             raise UserError(f"--model.drop is {config.drop}: give a share above 0 (images to be coded or scored come without labels) and below 1")
         num = len(info.classes)
-        super().__init__(info, checked(config), coders(info.shape, config, 2 * config.latent, num), prior(config, num), parents, labelled=num > 0)
+        super().__init__(info, checked(config), coders(info.shape, config, 2 * config.latent, num), prior(config, num), parents, labeled=num > 0)
         self.config = config
-        if not self.labelled:
+        if not self.labeled:
             self.abilities = frozenset()
 
     def updates(self) -> Sequence[Update]:
@@ -61,7 +61,7 @@ class CVAE(Amortized):
 
     def seen(self, label: Tensor | None) -> Tensor | None:
         """The labels of a batch (B,), each lost, -1, with probability `drop`."""
-        if label is None or not self.labelled:
+        if label is None or not self.labeled:
             return None
         return label.masked_fill(torch.rand(len(label), device=label.device) < self.config.drop, -1)
 

@@ -11,7 +11,7 @@ from ..core.types import ImageShape
 from .convae import ConvDecoder, ConvEncoder
 from .mlp import CouplingFlow, MLPDecoder, MLPEncoder
 
-__all__ = ["LabelledDecoder", "LabelledEncoder", "LabelledFlow", "Sized", "Used", "coders", "prior"]
+__all__ = ["LabeledDecoder", "LabeledEncoder", "LabeledFlow", "Sized", "Used", "coders", "prior"]
 
 
 class Sized(Protocol):
@@ -41,7 +41,7 @@ class Used(Sized, Protocol):
 
 
 @final
-class LabelledEncoder(nn.Module):
+class LabeledEncoder(nn.Module):
     """x (n, C, H, W), label (n,), -1 = none -> (n, out): a learned plane of each class, and one of no class, is one more channel of x."""
 
     def __init__(self, net: nn.Module, shape: ImageShape, classes: int) -> None:
@@ -56,7 +56,7 @@ class LabelledEncoder(nn.Module):
 
 
 @final
-class LabelledDecoder(nn.Module):
+class LabeledDecoder(nn.Module):
     """z (n, J), label (n,), -1 = none -> (n, C, H, W): the label's one-hot vector, zeros for none, beside z."""
 
     def __init__(self, net: nn.Module, classes: int) -> None:
@@ -69,7 +69,7 @@ class LabelledDecoder(nn.Module):
 
 
 @final
-class LabelledFlow(nn.Module):
+class LabeledFlow(nn.Module):
     """z = m_y + exp(s_y) g(u), of each label y (n,), -1 = none: a prior p(z|y). u, z (..., n, J); m and s start at 0."""
 
     def __init__(self, flow: CouplingFlow, dims: int, classes: int) -> None:
@@ -106,12 +106,12 @@ def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tupl
     else:
         encoder = ConvEncoder(seen, out, config.width, config.depth, config.hidden)
         decoder = ConvDecoder(J, shape, config.width, config.depth, config.hidden)
-    return (LabelledEncoder(encoder, shape, classes), LabelledDecoder(decoder, classes)) if classes else (encoder, decoder)
+    return (LabeledEncoder(encoder, shape, classes), LabeledDecoder(decoder, classes)) if classes else (encoder, decoder)
 
 
-def prior(config: Used, classes: int = 0) -> CouplingFlow | LabelledFlow | None:
+def prior(config: Used, classes: int = 0) -> CouplingFlow | LabeledFlow | None:
     """g of a learned prior z = g(u), u ~ N(0, I), which takes a label, too, where there are classes; None for N(0, I) itself."""
     if config.prior == "normal":
         return None
     flow = CouplingFlow(config.latent, config.flow_width, config.flow_layers)
-    return LabelledFlow(flow, config.latent, classes) if classes else flow
+    return LabeledFlow(flow, config.latent, classes) if classes else flow

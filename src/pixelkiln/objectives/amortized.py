@@ -4,7 +4,7 @@
 
 Terms are summed over pixels and latent units and averaged over the batch, in nats, so that a weight means the same at any resolution.
 A family hands over an encoder x -> (n, 2J), a decoder z -> (n, C, H, W), and an invertible prior u -> z with `inverse`, or None for N(0, I).
-Where `labelled`, all three take a label (n,) besides, -1 = none. Codes and latents are u (u = z under N(0, I)).
+Where `labeled`, all three take a label (n,) besides, -1 = none. Codes and latents are u (u = z under N(0, I)).
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ class Coded(Method, Codec, Latent):
 
 
 class Amortized(Coded, Likelihood):
-    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned. `labelled`: the nets take labels."""
+    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned. `labeled`: the nets take labels."""
 
     def __init__(self, info: DataInfo, config: Setting, nets: tuple[nn.Module, nn.Module], prior: nn.Module | None,
-                 parents: Mapping[str, Method] | None = None, labelled: bool = False) -> None:
+                 parents: Mapping[str, Method] | None = None, labeled: bool = False) -> None:
         super().__init__(info, parents)
-        self.setting, self.latent, self.labelled = config, config.latent, labelled
+        self.setting, self.latent, self.labeled = config, config.latent, labeled
         self.encoder, net = nets
         self.decoder = Decoder(net, None if config.likelihood == "bernoulli" else info.shape.channels)
         self.prior: Any = prior
@@ -110,7 +110,7 @@ class Amortized(Coded, Likelihood):
 
     def beside(self, label: Tensor | None, n: int) -> tuple[Tensor, ...]:
         """What the nets take besides their input: labels (n,), -1 where there are none, or nothing."""
-        if not self.labelled:
+        if not self.labeled:
             return ()
         return (torch.full((n,), -1, device=self.device) if label is None else label,)
 
@@ -208,7 +208,7 @@ class Amortized(Coded, Likelihood):
             "gaussian": "density of uniformly dequantized 8-bit images",
             "logistic": "8-bit images",
         }
-        what = of[self.setting.likelihood] + ", without their labels" * self.labelled
+        what = of[self.setting.likelihood] + ", without their labels" * self.labeled
         return Score(vi.importance_bound(torch.cat(parts)), "bound", what, self.per_dim, f"{samples} importance samples")
 
 
