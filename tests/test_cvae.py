@@ -62,7 +62,8 @@ def test_bound_converges_to_the_integral_of_each_label(label: int, prior: str) -
     with torch.no_grad():
         many = torch.full((len(grid),), label)
         if method.prior is not None:
-            torch.nn.init.normal_(method.prior.place.weight, std=0.1)  # another prior for each label
+            for layer in method.prior.flow.layers:
+                torch.nn.init.normal_(layer.head.weight, std=0.1)  # another prior for each label
         joint = torch.stack([method.log_likelihood(row.expand(len(grid), 1, 4, 4), grid, many) for row in x]) + method.log_prior(grid, many)
         assert float(method.log_prior(grid, many).exp().sum()) * 0.1**2 == pytest.approx(1, abs=0.01)
         exact = torch.logsumexp(joint, 1) + 2 * math.log(0.1)

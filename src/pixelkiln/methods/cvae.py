@@ -4,7 +4,7 @@
 
 Encoder and decoder both know the label, so z only has to say what the label does not: style. Nothing forces it to: a z that also says the class costs
 no more than log K nats, and then samples from one p(z) for all labels are of the wrong class. A learned prior is therefore p(z|y), as the paper's is:
-a flow, moved and scaled by label. The label is a learned plane beside the image's channels, and a one-hot vector beside z.
+a flow whose every layer sees the label. The label is a learned plane beside the image's channels, and a one-hot vector beside z.
 
 A share `drop` of the labels is lost in training, so that the same nets also model p(x): codes, rebuilt images and the test bound, for which nobody
 gives a label, are those of that model, and so are samples without one. Where the data have no classes this is the plain VAE.

@@ -64,34 +64,33 @@ class LabeledDecoder(nn.Module):
         self.net, self.classes = net, classes
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        one_hot = (label[:, None] == torch.arange(self.classes, device=label.device)).to(z.dtype)  # (n, K)
-        return self.net(torch.cat([z, one_hot], dim=1))
+        return self.net(torch.cat([z, one_hot(label, self.classes, z.dtype)], dim=1))
 
 
 @final
 class LabeledFlow(nn.Module):
-    """z = m_y + exp(s_y) g(u), of each label y (n,), -1 = none: a prior p(z|y). u, z (..., n, J); m and s start at 0."""
+    """z = g(u; y), of each label y (n,), -1 = none: a prior p(z|y). Every coupling sees the label's one-hot vector. u, z (..., n, J)."""
 
-    def __init__(self, flow: CouplingFlow, dims: int, classes: int) -> None:
+    def __init__(self, flow: CouplingFlow, classes: int) -> None:
         super().__init__()
         self.flow, self.classes = flow, classes
-        self.place = nn.Embedding(classes + 1, 2 * dims)
-        nn.init.zeros_(self.place.weight)
 
-    def _placed(self, label: Tensor) -> tuple[Tensor, Tensor]:
-        """m and s, (n, J) each."""
-        m, s = self.place(torch.where(label < 0, self.classes, label)).float().chunk(2, dim=1)
-        return m, s
+    def _seen(self, x: Tensor, label: Tensor) -> Tensor:
+        """(..., n, K), zeros for none."""
+        return one_hot(label, self.classes, x.dtype).expand(*x.shape[:-1], -1)
 
     def forward(self, u: Tensor, label: Tensor) -> Tensor:
-        m, s = self._placed(label)
-        return m + torch.exp(s) * self.flow(u)
+        z: Tensor = self.flow(u, self._seen(u, label))
+        return z
 
     def inverse(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """u (..., n, J) and log |det du/dz| (..., n)."""
-        m, s = self._placed(label)
-        u, log_det = self.flow.inverse((z - m) * torch.exp(-s))
-        return u, log_det - s.sum(1)
+        return self.flow.inverse(z, self._seen(z, label))
+
+
+def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(n,) -> (n, K), zeros for -1."""
+    return (label[:, None] == torch.arange(classes, device=label.device)).to(dtype)
 
 
 def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
@@ -113,5 +112,5 @@ def prior(config: Used, classes: int = 0) -> CouplingFlow | LabeledFlow | None:
     """g of a learned prior z = g(u), u ~ N(0, I), which takes a label, too, where there are classes; None for N(0, I) itself."""
     if config.prior == "normal":
         return None
-    flow = CouplingFlow(config.latent, config.flow_width, config.flow_layers)
-    return LabeledFlow(flow, config.latent, classes) if classes else flow
+    flow = CouplingFlow(config.latent, config.flow_width, config.flow_layers, classes)
+    return LabeledFlow(flow, classes) if classes else flow
