@@ -66,7 +66,7 @@ def direction(trained: Trained, data: ImageSet, add: str, remove: str | None = N
     lacks = ~has if remove is None else having(data, remove)
     if not lacks.any():
         raise UserError(f"all images of {data.name} {data.split} are {add}: there is nothing to tell it from")
-    if bool((has & lacks).all()):
+    if torch.equal(has, lacks):
         raise UserError(f"{add} and {remove} are the same images: there is nothing to tell them apart")
     means = []
     for mask in (has, lacks):
