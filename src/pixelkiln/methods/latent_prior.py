@@ -10,12 +10,12 @@ parent "codec". By what density:
     normal  N(0, I): nothing is fitted, for comparison
 
 Where the images have classes there is one density for each, p(z|y), though the autoencoder never saw a label; without a label it is
-p(z) = sum_y p(y) p(z|y), or, under the flow, what it has learned from images that lost theirs. Of an autoencoder that takes labels, codes are q(z|x, y).
+p(z) = sum_y p(y) p(z|y). Of an autoencoder that takes labels, codes are q(z|x, y), and there is a density besides for codes of images without one.
 
 The score is log p(z) of held-out images' codes, in nats. For one and the same autoencoder it is the term of the bound E_q[log p(x|z) + log p(z) - log q(z|x)]
 by which priors differ: a nat of one is a nat of the other.
 
-n images, J units of z, K components, Y classes. A latent is e ~ N(0, I): the first number of J + 1 chooses the component of a mixture.
+n images, J units of z, K components, Y classes. A latent is e ~ N(0, I): the first number of J + 1 chooses the component of a mixture, or the class.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import rng
 from ..core.protocols import Codec, Fit, Latent, Likelihood, Method, Posterior, Score, Update
 from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Ability, Batch, DataInfo, Moment, Request, UserError
-from ..nets.coders import LabeledFlow
-from ..nets.mlp import CouplingFlow
+from ..nets.density import FlowDensity
 from ..objectives.mixtures import Components, Mixture, expectation_maximization, spread
-from ..objectives.variational import log_normal, reparameterize
+from ..objectives.variational import reparameterize
 from ..solvers.categorical import pick
 
 __all__ = ["FlowConfig", "GMMConfig", "LatentPrior", "LatentPriorConfig", "NormalConfig", "VampConfig", "flow_prior", "gmm_prior", "vamp_prior"]
@@ -67,7 +66,7 @@ class FlowConfig:
 
     width: int = 64  # hidden units of a coupling
     layers: int = 6
-    drop: float = 0.1  # share of images that lose their label
+    drop: float = 0.1  # share of images that lose their label, of a codec that takes labels
 
 
 @dataclass(frozen=True)
@@ -94,21 +93,8 @@ class Codes(NamedTuple):
 
 
 @final
-class Affine(nn.Module):
-    """mean (J,) and deviation (J,) of the codes, between which and the flow's standard ones it goes to and fro."""
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, dims: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(dims))
-        self.register_buffer("deviation", torch.ones(dims))
-
-
-@final
 class LatentPrior(Method, Latent, Likelihood):
-    """density: a `Mixture`, or a flow; affine: beside a flow."""
+    """density: a `Mixture`, or a `FlowDensity`."""
 
     roles = {"codec": Codec}
     num_images = 10_000
@@ -123,7 +109,8 @@ class LatentPrior(Method, Latent, Likelihood):
         self.labeled = isinstance(codec, Posterior) and Ability.LABEL in codec.abilities  # the codec itself takes labels
         if self.labeled and codec.info.classes != info.classes:
             raise UserError("the codec takes labels of other classes than these images have: give the data that it was trained on")
-        self.classes = len(info.classes) if config.by_class or self.labeled else 0
+        by_class = self.labeled or (config.by_class and not isinstance(config.density, NormalConfig))
+        self.classes = len(info.classes) if by_class else 0
         self.abilities = frozenset({Ability.LABEL} if self.classes else ())
         mean, log_var = self.posterior(torch.zeros(1, *info.shape, device=codec.device), None)
         if mean.ndim != 2 or not mean.is_floating_point():
@@ -134,9 +121,8 @@ class LatentPrior(Method, Latent, Likelihood):
         if isinstance(d, FlowConfig):
             if self.dims < 2 or not 0 < d.drop < 1:
                 raise UserError("a flow needs codes of 2 numbers or more, and a --model.density.drop above 0 and below 1")
-            flow = CouplingFlow(self.dims, d.width, d.layers, self.classes)
-            self.density: Any = LabeledFlow(flow, self.classes) if self.classes else flow
-            self.affine, self.averaged = Affine(self.dims), ("density",)
+            self.density: Any = FlowDensity(self.dims, d.width, d.layers, self.classes)
+            self.averaged = ("density",)
             return
         each = 1 if isinstance(d, NormalConfig) else d.components
         if each < 1:
@@ -178,20 +164,23 @@ class LatentPrior(Method, Latent, Likelihood):
             case NormalConfig():
                 return ()
             case FlowConfig():
-                return (Fit("center", ("affine",), self.center), Update("codes", ("density",), self.loss, opt="main"))
+                return (Fit("center", ("density",), self.center), Update("codes", ("density",), self.loss, opt="main"))
         return (Fit("mixture", ("density",), self.fit),)
 
     def center(self, passes: Passes) -> Mapping[str, float]:
-        """Mean and deviation of the codes."""
-        z = self.all_codes(passes, told=True).z
-        self.affine.mean.copy_(z.mean(0))
-        self.affine.deviation.copy_(z.std(0, correction=0).clamp_min(1e-6))
-        return {"images": float(len(z))}
+        """Mean and deviation of the codes, and how often each class occurs."""
+        codes = self.all_codes(passes, told=True)
+        self.density.mean.copy_(codes.z.mean(0))
+        self.density.deviation.copy_(codes.z.std(0, correction=0).clamp_min(1e-6))
+        if self.classes:
+            assert codes.label is not None
+            self.density.shares.copy_(codes.label.bincount(minlength=self.classes) / len(codes.z))
+        return {"images": float(len(codes.z))}
 
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """-log p(z|y) in nats per code."""
         label = batch.cond.label if self.classes else None
-        if label is not None:
+        if label is not None and self.labeled:
             assert isinstance(self.config.density, FlowConfig)
             label = label.masked_fill(torch.rand(len(label), device=label.device) < self.config.density.drop, -1)
         return {"loss": -self.log_codes(self.coded(batch.x, label).z, label).mean()}
@@ -234,13 +223,15 @@ class LatentPrior(Method, Latent, Likelihood):
     # -- the density
 
     def log_codes(self, z: Tensor, label: Tensor | None) -> Tensor:
-        """log p(z|y), (n,), for z (n, J) and labels (n,), -1 or None: of no class."""
+        """log p(z|y), (n,), for z (n, J) and labels (n,), -1 = none; None: none of them has one."""
         y = torch.full((len(z),), -1, device=z.device) if label is None else label
         if isinstance(self.density, Mixture):
             found: Tensor = self.density.log_prob(z, torch.where(y < 0, self.classes, y))
-            return found
-        u, log_det = self.density.inverse((z - self.affine.mean) / self.affine.deviation, *([y] if self.classes else []))
-        return log_normal(u, torch.zeros_like(u), torch.zeros_like(u)) + log_det - self.affine.deviation.log().sum()
+        elif self.classes and not self.labeled and bool((y < 0).any()):
+            found = torch.where(y < 0, self.density.mixed(z), self.density.log_prob(z, y))
+        else:
+            found = self.density.log_prob(z, y)
+        return found
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
@@ -248,17 +239,20 @@ class LatentPrior(Method, Latent, Likelihood):
         return Score(self.log_codes(self.coded(x, None, gen).z, None), "exact", f"the code of an image, {self.dims} numbers", None, "one code an image")
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
-        """(n, J) of a flow, (n, J + 1) of a mixture."""
-        return rng.noise(rng.streams(seeds, "latent"), (self.dims + isinstance(self.density, Mixture),), self.device)
+        """(n, J), and a number more in front where there is something to choose."""
+        chooses = isinstance(self.density, Mixture) or (self.classes > 0 and not self.labeled)
+        return rng.noise(rng.streams(seeds, "latent"), (self.dims + chooses,), self.device)
 
     def codes_of(self, e: Tensor, label: Tensor | None) -> Tensor:
-        """z (n, J) of latents e and labels (n,), -1 or None: of no class."""
+        """z (n, J) of latents e and labels (n,), -1 = none; None: none of them has one."""
         y = torch.full((len(e),), -1, device=e.device) if label is None else label
+        share = 0.5 * (1 + torch.erf(e[:, 0] / math.sqrt(2)))  # Phi, uniform
         if isinstance(self.density, Mixture):
-            share = 0.5 * (1 + torch.erf(e[:, 0] / math.sqrt(2)))  # Phi, uniform
-            z: Tensor = self.density(pick(self.density.weights[torch.where(y < 0, self.classes, y)], share), e[:, 1:])
-            return z
-        return self.affine.mean + self.affine.deviation * self.density(e, *([y] if self.classes else [])).float()
+            chosen = pick(self.density.weights[torch.where(y < 0, self.classes, y)], share)
+        else:
+            chosen = torch.where(y < 0, pick(self.density.shares.expand(len(e), -1), share), y) if self.classes and not self.labeled else y
+        z: Tensor = self.density(e[:, -self.dims :], chosen)
+        return z
 
     def from_latents(self, z: Tensor, request: Request) -> Tensor:
         """What the codec paints of the codes."""

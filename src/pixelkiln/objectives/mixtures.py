@@ -115,8 +115,8 @@ class Mixture(nn.Module):
         """log p(z) of the rows' own mixtures, (B,), for z (B, J) and row (B,) int64."""
         return torch.logsumexp(log_components(z, self.means, self.white) + self.weights[row].log(), dim=1)
 
-    def forward(self, k: Tensor, e: Tensor) -> Tensor:
-        """mu_k + A_k^-1 e, (B, J), for components k (B,) and e (B, J) ~ N(0, I)."""
+    def forward(self, e: Tensor, k: Tensor) -> Tensor:
+        """mu_k + A_k^-1 e, (B, J), for e (B, J) ~ N(0, I) and components k (B,)."""
         if self.white.ndim == 2:
             return self.means[k] + e / self.white[k]
         return self.means[k] + torch.linalg.solve_triangular(self.white[k], e[:, :, None], upper=False)[:, :, 0]
