@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..core import rng
 from ..core.protocols import Codec, Fit, Latent, Likelihood, Method, Posterior, Score, Update
-from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Ability, Batch, DataInfo, Moment, Request, UserError
 from ..nets.density import FlowDensity
 from ..objectives.mixtures import Components, Mixture, expectation_maximization, spread
@@ -264,22 +264,24 @@ class LatentPrior(Method, Latent, Likelihood):
         return self.from_latents(self.latents(request.seeds), request)
 
 
-def _recipe(density: GMMConfig | VampConfig | FlowConfig, train: TrainConfig, paper: str, summary: str) -> Recipe:
+def _recipe(size: Size, name: str, density: GMMConfig | VampConfig | FlowConfig, train: TrainConfig, paper: str, fd: float) -> Recipe:
     stage = Stage(LatentPrior, LatentPriorConfig(density), train=train, parents={"codec": ""})
-    return Recipe((stage,), family="vae", paper=paper, summary=summary)
+    command = f"pixelkiln train vae --data mnist --out V --budget 3m --model.prior normal; pixelkiln train {name} --parent codec=V --out R"
+    expect = (Expect("fd", fd, "mnist", command, "1 thread of an AMD EPYC beside other programs, fp32"),)
+    summary = "a trained autoencoder with {} for its prior".format({"gmm-prior": "a mixture of Gaussians", "vamp-prior": "posteriors of training images"}.get(name, "a flow"))
+    return Recipe((stage,), family="vae", paper=paper, summary=summary, expect=by_size(size, tiny=(), small=expect, base=()))
 
 
 def gmm_prior(size: Size = "small") -> Recipe:
     """A mixture of Gaussians over the codes of a trained autoencoder: `--parent codec=RUN`; fitted in seconds. Ghosh et al. 2020, arXiv 1903.12436."""
-    return _recipe(GMMConfig(by_size(size, tiny=2, small=10, base=20)), TrainConfig(steps=0, batch=1000),
-                   "Ghosh, Sajjadi, Vergari, Black, Schölkopf, From Variational to Deterministic Autoencoders, 2020, arXiv 1903.12436",
-                   "a trained autoencoder with a mixture of Gaussians for its prior")
+    paper = "Ghosh, Sajjadi, Vergari, Black, Schölkopf, From Variational to Deterministic Autoencoders, 2020, arXiv 1903.12436"
+    return _recipe(size, "gmm-prior", GMMConfig(by_size(size, tiny=2, small=10, base=20)), TrainConfig(steps=0, batch=1000), paper, 6.60)
 
 
 def vamp_prior(size: Size = "small") -> Recipe:
     """A mixture of the posteriors of training images: `--parent codec=RUN`; fitted in seconds. Tomczak and Welling 2018, arXiv 1705.07120."""
-    return _recipe(VampConfig(by_size(size, tiny=5, small=100, base=500)), TrainConfig(steps=0, batch=1000),
-                   "Tomczak and Welling, VAE with a VampPrior, 2018, arXiv 1705.07120", "a trained autoencoder with posteriors of training images for its prior")
+    paper = "Tomczak and Welling, VAE with a VampPrior, 2018, arXiv 1705.07120"
+    return _recipe(size, "vamp-prior", VampConfig(by_size(size, tiny=5, small=100, base=500)), TrainConfig(steps=0, batch=1000), paper, 6.27)
 
 
 def flow_prior(size: Size = "small") -> Recipe:
@@ -291,4 +293,4 @@ def flow_prior(size: Size = "small") -> Recipe:
         opts={"main": OptConfig(lr=2e-3, decay="cosine", final=0.02)},
         ema=EmaConfig(half_life=50_000),
     )
-    return _recipe(density, train, "Dinh, Sohl-Dickstein, Bengio, Density Estimation Using Real NVP, 2017, arXiv 1605.08803", "a trained autoencoder with a flow for its prior")
+    return _recipe(size, "flow-prior", density, train, "Dinh, Sohl-Dickstein, Bengio, Density Estimation Using Real NVP, 2017, arXiv 1605.08803", 6.58)
