@@ -244,7 +244,7 @@ def test_mistakes_are_one_line() -> None:
         built(LatentPriorConfig(FlowConfig(drop=0)), parent())
     with pytest.raises(UserError, match="components must be"):
         built(LatentPriorConfig(GMMConfig(0)), parent())
-    with pytest.raises(UserError, match="100 images of a are too few for 200 components"):
+    with pytest.raises(UserError, match="100 images of class a are too few for 200 components"):
         built(LatentPriorConfig(GMMConfig(200)), parent()).fit(lambda: [images()])
 
 

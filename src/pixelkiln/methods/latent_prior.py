@@ -198,7 +198,8 @@ class LatentPrior(Method, Latent, Likelihood):
         assert isinstance(d, GMMConfig | VampConfig)
         for codes, name in zip(groups, [*self.info.classes, "any class"], strict=False):
             if len(codes.z) < d.components:
-                raise UserError(f"{len(codes.z)} images of {name if self.classes else 'all'} are too few for {d.components} components: set --model.density.components")
+                of = f" of class {name}" * (self.classes > 0)
+                raise UserError(f"{len(codes.z)} images{of} are too few for {d.components} components: give fewer, --model.density.components")
         scale = float(told.z.double().var(0, correction=0).mean())
         found = [self._of(codes, d, scale) for codes in groups]
         weights = torch.block_diag(*(part.weights[None] for part in found))  # (groups, M)
