@@ -407,13 +407,33 @@ def test_simvq_moves_all_codes_at_once_and_keeps_its_coordinates() -> None:
     q, z = SimVQ(6, 32), images()
     before = q.frozen.clone()
     opt = torch.optim.SGD(q.parameters(), 1.0)
+    loss = q(z).loss
     old = q.codes().detach().clone()
-    q(z).loss.backward()
+    loss.backward()
     opt.step()
     assert torch.equal(q.frozen, before)
     assert ((q.codes() - old).norm(dim=1) > 0).all()
-    W = np.linalg.lstsq(before.double().numpy(), q.codes().detach().double().numpy(), rcond=None)[0]
-    np.testing.assert_allclose(W.T, q.map.weight.detach().numpy(), atol=1e-5)
+    c = np.c_[before.double().numpy(), np.ones(32)]
+    W = np.linalg.lstsq(c, q.codes().detach().double().numpy(), rcond=None)[0]
+    np.testing.assert_allclose(W[:-1].T, (q.start + q.weight).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(W[-1], (q.center + q.bias).detach().numpy(), atol=1e-5)
+
+
+def test_simvq_starts_where_the_vectors_are_and_once_only() -> None:
+    """Of small vectors in a corner of the space, in few of its dimensions, codes of the identity use a handful."""
+    torch.manual_seed(0)
+    q = SimVQ(16, 256)
+    z = 0.05 * torch.randn(8, 3, 16, 16)
+    z = torch.einsum("dk,bkhw->bdhw", torch.randn(16, 3), z) + torch.randn(16, 1, 1)
+    q(z)
+    flat, root = rows(z), q.start
+    np.testing.assert_allclose((root @ root.T).numpy(), np.cov(flat.T.numpy(), bias=True), atol=1e-6)
+    np.testing.assert_allclose(q.center.numpy(), flat.mean(0).numpy(), atol=1e-5)
+    kept = q.start.clone(), q.center.clone()
+    assert len(nearest(flat, q.codes().detach()).unique()) > 200
+    assert len(nearest(flat, q.frozen).unique()) < 20
+    q(3 * z)
+    assert torch.equal(q.start, kept[0]) and torch.equal(q.center, kept[1])
 
 
 # several codes a position

@@ -119,28 +119,39 @@ class VQ(Quantizer):
 
 @final
 class SimVQ(Quantizer):
-    """Codes c_k W with c fixed and W trained: a step for one code moves all, so that none is left behind (Zhu et al. 2024, section 4.2).
+    """Codes c_k W + m with c fixed and W, m trained: a step for one code moves all, so that none is left behind (Zhu et al. 2024, section 4.2).
 
-    L = |sg(z) - q|^2 + beta |z - sg(q)|^2, q = c_k W; c_k ~ N(0, I), and W starts as the identity.
+    L = |sg(z) - q|^2 + beta |z - sg(q)|^2, q = c_k W + m; c_k ~ N(0, I). W and m start such that codes have the mean and the covariance of the first
+    batch's vectors: from the identity, the shortest c_k are the nearest ones to all small vectors, and few codes are ever taken.
     """
 
     frozen: Tensor
+    start: Tensor
+    center: Tensor
+    begun: Tensor
+    of_first = frozenset({"start", "center"})
 
     def __init__(self, dim: int, codes: int, *, commitment: float = 0.25, gradient: Literal["straight-through", "rotation"] = "straight-through") -> None:
         super().__init__()
         self.dim, self.vocabulary, self.commitment = dim, codes, commitment
         self.carry = rotated if gradient == "rotation" else straight_through
         self.register_buffer("frozen", torch.randn(codes, dim))
-        self.map = nn.Linear(dim, dim, bias=False)
-        nn.init.eye_(self.map.weight)
+        self.register_buffer("start", torch.eye(dim))  # W^T and m are these and what was learned since
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("begun", torch.zeros(()))
+        self.looked = False  # at `begun`, which is asked once a process
+        self.weight, self.bias = nn.Parameter(torch.zeros(dim, dim)), nn.Parameter(torch.zeros(dim))
         self.usage = Usage(codes)
 
     def codes(self) -> Tensor:
         """The codebook (K, D)."""
-        return self.map(self.frozen)
+        return F.linear(self.frozen, self.start + self.weight, self.center + self.bias)
 
     def quantize(self, z: Tensor) -> Quantized:
-        flat, codes = rows(z), self.codes()
+        flat = rows(z)
+        if self.moving and not self.looked:
+            self._begin(flat.detach())
+        codes = self.codes()
         index = nearest(flat.detach(), codes.detach())
         chosen = codes[index]  # (n, D)
         q = chosen.detach()
@@ -149,6 +160,18 @@ class SimVQ(Quantizer):
             self.usage.update(index)
         terms = {"quantization": F.mse_loss(flat.detach(), q), **self.usage.terms()}
         return Quantized(maps(self.carry(flat, q), z), maps(index[:, None], z), loss, terms)
+
+    @torch.no_grad()
+    def _begin(self, flat: Tensor) -> None:
+        """In the first step: W^T W and m become covariance and mean of vectors (n, D)."""
+        self.looked = True
+        if self.begun:
+            return
+        mean = flat.mean(0)
+        size, axes = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+        self.start.copy_(axes * size.clamp_min(0).sqrt())
+        self.center.copy_(mean)
+        self.begun.fill_(1)
 
     def lookup(self, indices: Tensor) -> Tensor:
         return self.codes()[indices[:, 0]].permute(0, 3, 1, 2)
