@@ -1,0 +1,207 @@
+"""A ladder of latent maps: a net up from the image to one vector, and a net down that draws z_1, z_2, ... from coarse to fine.
+
+Child, Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on Images, 2021 (arXiv 2011.10650), section 3 and figure 3. A layer of
+the way down has a state h, a prior p(z | h) that sees h alone, a posterior q(z | h, e) that sees the encoder's map e of that size too, and
+
+    h <- h + prior's features,   h <- h + W z,   h <- h + bottleneck(h),
+
+with coarser maps enlarged by nearest neighbors. What keeps a deep ladder quiet at the start: the last convolution of every residual
+branch, and W, are divided by sqrt(number of branches), and the prior's last one is zero, so that every prior starts as N(0, I).
+
+Legend: B images, C channels of h, Z of a layer's z, L layers, T numbers in all z together; u = (z - prior mean) / prior deviation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.types import ImageShape, UserError
+
+__all__ = ["Drawn", "LadderConfig", "LadderDecoder", "LadderEncoder", "levels"]
+
+LIMIT = 5.0  # logarithms of deviations stay in (-5, 5)
+BIASED = 64  # longest side of a map that starts with a learned one
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """Sizes of both nets, level by level: the image, half its side, a quarter, ..., and last one vector."""
+
+    width: int = 64  # channels of h
+    squeeze: int = 4  # the bottlenecks have so many times fewer
+    latent: int = 16  # channels of each z
+    up: tuple[int, ...] = (2, 2, 2, 1)  # residual blocks of the encoder at each level
+    down: tuple[int, ...] = (2, 3, 3, 2)  # layers with a z at each level
+
+
+def levels(shape: ImageShape, config: LadderConfig) -> list[tuple[int, int]]:
+    """Sides (height, width) of the levels. UserError where the image's sides cannot be halved so often."""
+    if len(config.up) != len(config.down) or len(config.down) < 2:
+        raise UserError(f"--model.net.up and --model.net.down have {len(config.up)} and {len(config.down)} levels: give both as many, 2 or more")
+    if min(config.up + config.down) < 0 or not sum(config.down) or min(config.width, config.squeeze, config.latent) < 1:
+        raise UserError("--model.net needs a layer with a latent map, a width, squeeze and latent of 1 or more, and no negative number")
+    many = int(2 ** (len(config.down) - 2))
+    if shape.height % many or shape.width % many:
+        raise UserError(f"images of {shape.height}x{shape.width} cannot be halved {len(config.down) - 2} times: give --data.multiple {many}")
+    return [(shape.height >> i, shape.width >> i) for i in range(len(config.down) - 1)] + [(1, 1)]
+
+
+class Drawn(NamedTuple):
+    """What happened at a layer, all (B, Z, h, w) in float32: z, drawn of the posterior; mean and log-deviation of posterior and prior."""
+
+    z: Tensor
+    mean: Tensor
+    log_std: Tensor
+    prior_mean: Tensor
+    prior_log_std: Tensor
+
+
+@final
+class Bottleneck(nn.Sequential):
+    """1x1, 3x3, 3x3, 1x1 convolutions, a GELU before each (figure 3); all of them 1x1 on maps of one or two pixels. The last one is times `gain`."""
+
+    def __init__(self, ins: int, middle: int, outs: int, side: int, gain: float = 1.0) -> None:
+        k = 3 if side > 2 else 1
+        first, last = nn.Conv2d(ins, middle, 1), nn.Conv2d(middle, outs, 1)
+        inner = [nn.Conv2d(middle, middle, k, padding=k // 2) for _ in range(2)]
+        super().__init__(nn.GELU(), first, nn.GELU(), inner[0], nn.GELU(), inner[1], nn.GELU(), last)
+        for conv in (first, *inner, last):
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            last.weight.mul_(gain)
+
+
+@final
+class LadderEncoder(nn.Module):
+    """x (B, channels, H, W) -> a map (B, C, h, w) for each level, from fine to coarse: residual bottlenecks, then means over 2 x 2 pixels, at last over all."""
+
+    def __init__(self, shape: ImageShape, config: LadderConfig) -> None:
+        super().__init__()
+        self.sides = levels(shape, config)
+        w, gain = config.width, 1 / math.sqrt(max(sum(config.up), 1))
+        middle = max(w // config.squeeze, 1)
+        self.first = nn.Conv2d(shape.channels, w, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Bottleneck(w, middle, w, min(side), gain) for _ in range(num)) for side, num in zip(self.sides, config.up, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h, found = self.first(x), []
+        for i, blocks in enumerate(self.blocks):
+            if i:
+                h = h.mean((2, 3), keepdim=True) if i == len(self.sides) - 1 else F.avg_pool2d(h, 2)
+            for block in blocks:  # type: ignore[attr-defined]
+                h = h + block(h)
+            found.append(h)
+        return found
+
+
+@final
+class Layer(nn.Module):
+    """One z of the way down."""
+
+    def __init__(self, config: LadderConfig, side: int, gain: float) -> None:
+        super().__init__()
+        w, z = config.width, config.latent
+        middle = max(w // config.squeeze, 1)
+        self.split = (z, z, w)
+        self.prior = Bottleneck(w, middle, 2 * z + w, side, 0.0)
+        self.posterior = Bottleneck(2 * w, middle, 2 * z, side)
+        self.enter = nn.Conv2d(z, w, 1)
+        self.residual = Bottleneck(w, middle, w, side, gain)
+        nn.init.zeros_(self.enter.bias)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self.enter.weight.mul_(gain)
+
+    def expect(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """h with the prior's features, and the prior's mean and log-deviation, (B, Z, h, w)."""
+        mean, log_std, features = self.prior(h).split(self.split, dim=1)
+        return h + features, mean.float(), bounded(log_std)
+
+    def see(self, h: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The posterior's mean and log-deviation, (B, Z, h, w)."""
+        mean, log_std = self.posterior(torch.cat([h, seen], dim=1)).chunk(2, dim=1)
+        return mean.float(), bounded(log_std)
+
+    def take(self, h: Tensor, z: Tensor) -> Tensor:
+        """h once z (B, Z, h, w) is known."""
+        h = h + self.enter(z)
+        return h + self.residual(h)
+
+
+def bounded(log_std: Tensor) -> Tensor:
+    """LIMIT tanh(log_std / LIMIT): a deviation that no step of training can make 0 or infinite, and that keeps its gradient."""
+    return LIMIT * torch.tanh(log_std.float() / LIMIT)
+
+
+@final
+class LadderDecoder(nn.Module):
+    """Layers from one vector to the image's size, and a head: features (B, C, H, W) -> the parameters of p(x | z), (B, outs, H, W)."""
+
+    def __init__(self, shape: ImageShape, config: LadderConfig, outs: int) -> None:
+        super().__init__()
+        self.sides = levels(shape, config)[::-1]  # from coarse to fine
+        self.down = config.down[::-1]
+        gain = 1 / math.sqrt(sum(config.down))
+        self.biases = nn.ParameterList(torch.zeros(config.width, h, w) for h, w in self.sides if max(h, w) <= BIASED)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Layer(config, min(side), gain) for _ in range(num)) for side, num in zip(self.sides, self.down, strict=True)
+        )
+        self.gain = nn.Parameter(torch.ones(config.width, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(config.width, 1, 1))
+        self.head = nn.Conv2d(config.width, outs, 1)
+        self.places = [(side, config.latent * side[0] * side[1]) for side, num in zip(self.sides, self.down, strict=True) for _ in range(num)]
+        self.total = sum(size for _, size in self.places)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The head."""
+        return self.head(features * self.gain + self.bias)
+
+    def maps(self, flat: Tensor) -> list[Tensor]:
+        """(B, T) -> for each layer (B, Z, h, w)."""
+        parts = flat.split([size for _, size in self.places], dim=1)
+        return [part.unflatten(1, (-1, *side)) for part, (side, _) in zip(parts, self.places, strict=True)]
+
+    def start(self, h: Tensor | None, level: int, num: int) -> Tensor:
+        """The state that a level begins with: the coarser one enlarged, and a learned map."""
+        height, width = self.sides[level]
+        if h is not None:
+            h = F.interpolate(h, size=(height, width), mode="nearest")
+        if level >= len(self.biases):
+            assert h is not None
+            return h
+        bias = self.biases[level]
+        return bias.expand(num, *bias.shape) if h is None else h + bias
+
+    def generate(self, codes: Tensor) -> Tensor:
+        """Features (B, C, H, W) of u (B, T): z = prior mean + prior deviation * u, layer by layer."""
+        left, h = iter(self.maps(codes)), None
+        for level, blocks in enumerate(self.blocks):
+            h = self.start(h, level, len(codes))
+            for layer in blocks:  # type: ignore[attr-defined]
+                h, mean, log_std = layer.expect(h)
+                h = layer.take(h, mean + log_std.exp() * next(left))
+        assert h is not None
+        return h
+
+    def infer(self, seen: Sequence[Tensor], eps: Tensor) -> tuple[Tensor, list[Drawn]]:
+        """Features (B, C, H, W), and what each layer drew, z = posterior mean + posterior deviation * eps, for the encoder's maps and eps (B, T)."""
+        left, h = iter(self.maps(eps)), None
+        found = []
+        for level, blocks in enumerate(self.blocks):
+            h = self.start(h, level, len(eps))
+            for layer in blocks:  # type: ignore[attr-defined]
+                mean, log_std = layer.see(h, seen[-1 - level])
+                h, prior_mean, prior_log_std = layer.expect(h)
+                z = mean + log_std.exp() * next(left)
+                found.append(Drawn(z, mean, log_std, prior_mean, prior_log_std))
+                h = layer.take(h, z)
+        assert h is not None
+        return h, found
