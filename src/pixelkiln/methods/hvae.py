@@ -77,7 +77,8 @@ class HVAE(Method, Codec, Latent, Likelihood):
     def infer(self, x: Tensor, eps: Tensor) -> tuple[Tensor, list[Drawn]]:
         """Parameters of p(x | z) (k B, ..., H, W), and what each layer drew, for images x (B, C, H, W) and eps (k B, T): image i draws rows i, i + B, ..."""
         times = len(eps) // len(x)
-        features, drawn = self.decoder.infer([e.repeat(times, 1, 1, 1) for e in self.encoder(x)], eps)
+        seen = self.encoder(x)
+        features, drawn = self.decoder.infer(seen if times == 1 else [e.repeat(times, 1, 1, 1) for e in seen], eps)
         return self.decoder(features).float(), drawn
 
     def log_likelihood(self, x: Tensor, out: Tensor) -> Tensor:
@@ -181,11 +182,11 @@ def log_ratio(drawn: Sequence[Drawn]) -> Tensor:
 
 
 def hvae(size: Size = "small") -> Recipe:
-    """A VAE with many layers of latent maps, for grey and color images with sides that are multiples of 4 (size base: of 8)."""
+    """A VAE with many layers of latent maps, for grey and color images with sides that are multiples of 4 (size base: of 8, the paper's net for CIFAR-10)."""
     model = by_size(
         size,
         tiny=HVAEConfig(LadderConfig(width=8, squeeze=2, latent=2, up=(1, 1, 1), down=(1, 1, 1)), mixtures=2),
-        small=HVAEConfig(LadderConfig(width=64, squeeze=4, latent=8, up=(1, 2, 2, 1), down=(1, 2, 3, 2)), mixtures=5),
+        small=HVAEConfig(LadderConfig(width=64, squeeze=4, latent=8, up=(2, 2, 1), down=(3, 4, 2), patch=2), mixtures=5),
         base=HVAEConfig(LadderConfig(width=384, squeeze=4, latent=16, up=(12, 7, 7, 4, 3), down=(22, 11, 6, 3, 1))),
     )
     opt = OptConfig("adamw", lr=by_size(size, tiny=2e-3, small=1e-3, base=2e-4), betas=(0.9, 0.9), weight_decay=0.01, clip=200.0, warmup=0.02, decay="cosine", final=0.05)

@@ -32,25 +32,27 @@ BIASED = 64  # longest side of a map that starts with a learned one
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """Sizes of both nets, level by level: the image, half its side, a quarter, ..., and last one vector."""
+    """Sizes of both nets, level by level: the image (or its patches), half its side, a quarter, ..., and last one vector."""
 
     width: int = 64  # channels of h
     squeeze: int = 4  # the bottlenecks have so many times fewer
     latent: int = 16  # channels of each z
     up: tuple[int, ...] = (2, 2, 2, 1)  # residual blocks of the encoder at each level
     down: tuple[int, ...] = (2, 3, 3, 2)  # layers with a z at each level
+    patch: int = 1  # side of the patches that become channels first: the finest level is so many times smaller than the image
 
 
 def levels(shape: ImageShape, config: LadderConfig) -> list[tuple[int, int]]:
     """Sides (height, width) of the levels. UserError where the image's sides cannot be halved so often."""
     if len(config.up) != len(config.down) or len(config.down) < 2:
         raise UserError(f"--model.net.up and --model.net.down have {len(config.up)} and {len(config.down)} levels: give both as many, 2 or more")
-    if min(config.up + config.down) < 0 or not sum(config.down) or min(config.width, config.squeeze, config.latent) < 1:
-        raise UserError("--model.net needs a layer with a latent map, a width, squeeze and latent of 1 or more, and no negative number")
-    many = int(2 ** (len(config.down) - 2))
+    if min(config.up + config.down) < 0 or not sum(config.down) or min(config.width, config.squeeze, config.latent, config.patch) < 1:
+        raise UserError("--model.net needs a layer with a latent map, a width, squeeze, latent and patch of 1 or more, and no negative number")
+    many = config.patch * int(2 ** (len(config.down) - 2))
     if shape.height % many or shape.width % many:
-        raise UserError(f"images of {shape.height}x{shape.width} cannot be halved {len(config.down) - 2} times: give --data.multiple {many}")
-    return [(shape.height >> i, shape.width >> i) for i in range(len(config.down) - 1)] + [(1, 1)]
+        raise UserError(f"images of {shape.height}x{shape.width} have no {len(config.down)} levels in patches of {config.patch}: give --data.multiple {many}")
+    height, width = shape.height // config.patch, shape.width // config.patch
+    return [(height >> i, width >> i) for i in range(len(config.down) - 1)] + [(1, 1)]
 
 
 class Drawn(NamedTuple):
@@ -87,13 +89,14 @@ class LadderEncoder(nn.Module):
         self.sides = levels(shape, config)
         w, gain = config.width, 1 / math.sqrt(max(sum(config.up), 1))
         middle = max(w // config.squeeze, 1)
-        self.first = nn.Conv2d(shape.channels, w, 3, padding=1)
+        self.patch = config.patch
+        self.first = nn.Conv2d(shape.channels * config.patch**2, w, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.ModuleList(Bottleneck(w, middle, w, min(side), gain) for _ in range(num)) for side, num in zip(self.sides, config.up, strict=True)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        h, found = self.first(x), []
+        h, found = self.first(F.pixel_unshuffle(x, self.patch)), []
         for i, blocks in enumerate(self.blocks):
             if i:
                 h = h.mean((2, 3), keepdim=True) if i == len(self.sides) - 1 else F.avg_pool2d(h, 2)
@@ -137,13 +140,13 @@ class Layer(nn.Module):
 
 
 def bounded(log_std: Tensor) -> Tensor:
-    """LIMIT tanh(log_std / LIMIT): a deviation that no step of training can make 0 or infinite, and that keeps its gradient."""
+    """LIMIT tanh(log_std / LIMIT): a deviation that no step of training can make 0 or infinite."""
     return LIMIT * torch.tanh(log_std.float() / LIMIT)
 
 
 @final
 class LadderDecoder(nn.Module):
-    """Layers from one vector to the image's size, and a head: features (B, C, H, W) -> the parameters of p(x | z), (B, outs, H, W)."""
+    """Layers from one vector to the image's size, and a head: features (B, C, h, w) of the finest level -> the parameters of p(x | z), (B, outs, H, W)."""
 
     def __init__(self, shape: ImageShape, config: LadderConfig, outs: int) -> None:
         super().__init__()
@@ -156,13 +159,14 @@ class LadderDecoder(nn.Module):
         )
         self.gain = nn.Parameter(torch.ones(config.width, 1, 1))
         self.bias = nn.Parameter(torch.zeros(config.width, 1, 1))
-        self.head = nn.Conv2d(config.width, outs, 1)
+        self.patch = config.patch
+        self.head = nn.Conv2d(config.width, outs * config.patch**2, 1)
         self.places = [(side, config.latent * side[0] * side[1]) for side, num in zip(self.sides, self.down, strict=True) for _ in range(num)]
         self.total = sum(size for _, size in self.places)
 
     def forward(self, features: Tensor) -> Tensor:
         """The head."""
-        return self.head(features * self.gain + self.bias)
+        return F.pixel_shuffle(self.head(features * self.gain + self.bias), self.patch)
 
     def maps(self, flat: Tensor) -> list[Tensor]:
         """(B, T) -> for each layer (B, Z, h, w)."""
@@ -181,7 +185,7 @@ class LadderDecoder(nn.Module):
         return bias.expand(num, *bias.shape) if h is None else h + bias
 
     def generate(self, codes: Tensor) -> Tensor:
-        """Features (B, C, H, W) of u (B, T): z = prior mean + prior deviation * u, layer by layer."""
+        """Features (B, C, h, w) of u (B, T): z = prior mean + prior deviation * u, layer by layer."""
         left, h = iter(self.maps(codes)), None
         for level, blocks in enumerate(self.blocks):
             h = self.start(h, level, len(codes))
@@ -192,7 +196,7 @@ class LadderDecoder(nn.Module):
         return h
 
     def infer(self, seen: Sequence[Tensor], eps: Tensor) -> tuple[Tensor, list[Drawn]]:
-        """Features (B, C, H, W), and what each layer drew, z = posterior mean + posterior deviation * eps, for the encoder's maps and eps (B, T)."""
+        """Features (B, C, h, w), and what each layer drew, z = posterior mean + posterior deviation * eps, for the encoder's maps and eps (B, T)."""
         left, h = iter(self.maps(eps)), None
         found = []
         for level, blocks in enumerate(self.blocks):
