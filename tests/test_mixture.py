@@ -66,7 +66,7 @@ def test_one_channel_matches_scipy() -> None:
 
 def test_three_channels_match_the_formula_written_out_with_scipy() -> None:
     """Eq. 3 pixel by pixel: one component for all channels, green leans on red, blue on red and green."""
-    levels, num = 6, 3
+    levels, num = 4, 2
     mix = lik.mixture_of(raw(num, 3, 1), 3)
     weights = mix.logits.flatten().softmax(0).numpy()
     mean, scale, coeff = (t[0, ..., 0, 0].numpy() for t in (mix.mean, mix.log_scale.exp(), mix.coeff))

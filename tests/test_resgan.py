@@ -377,7 +377,8 @@ def test_ways_of_the_label(condition: Any) -> None:
 def test_what_the_papers_set(size: Any) -> None:
     sn, sa, big = (r(size).last for r in (sngan, sagan, biggan))
     assert all(s.model.rules.objective == "hinge" and s.train.opts["d"].betas[0] == 0 for s in (sn, sa, big))
-    assert sa.train.opts["d"].lr == pytest.approx(4 * sa.train.opts["g"].lr) and big.train.opts["d"].lr == pytest.approx(4 * big.train.opts["g"].lr)
+    assert sa.train.opts["d"].lr == pytest.approx(4 * sa.train.opts["g"].lr)
+    assert big.train.opts["d"].lr == pytest.approx((1 if size == "small" else 4) * big.train.opts["g"].lr)  # docs/LOG.md: both at 1e-3 in short runs
     assert all(o.eps == 1e-6 for o in big.train.opts.values()) and big.model.rules.orthogonal == 1e-4
     if size == "base":
         assert (sn.train.opts["d"].lr, sn.train.opts["g"].lr, sn.model.rules.critic_steps) == (2e-4, 2e-4, 5)

@@ -49,7 +49,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "argv",
     [("--version",), ("--help",), ("list",), ("list", "--json"), ("list", "--help"), ("train", "--help"), ("train", "ddpm", "--help"),
-     ("train", "vae_mlp", "--size", "tiny", "--help"), ("sample", "--help"), ("interpolate", "--help"), ("show", "--help"),
+     ("train", "vae_mlp", "--size", "tiny", "--help"), ("sample", "--help"), ("interpolate", "--help"), ("traverse", "--help"), ("show", "--help"),
      ("solvers", "--help"), ("ema", "--help"),
      ("train", "ddpm", "--out", "x", "--model.net.widht", "3")],
     ids=" ".join,

@@ -20,6 +20,7 @@ VERBS = {
     "train": "train a recipe on your images, into a run folder",
     "sample": "images from a run",
     "interpolate": "a walk between two seeds or two images",
+    "traverse": "what each unit of a latent space does: a row of images for each",
     "evaluate": "measure a run, a folder or an .npz against real images",
     "solvers": "one run, all solvers: scores against the number of network evaluations",
     "ema": "one run, many lengths of its weights' average: scores against the length",

@@ -229,7 +229,7 @@ def drawn(which: Glyphs, split: str, index: Tensor) -> Drawn:
 
 
 def open_glyphs(config: DataConfig, split: Split, text: str = "") -> ImageSet:
-    """The source `glyphs:text`: grey, native 32 x 32 or drawn at the resolution asked for (8 at least); texts; extras: font (N,) int64.
+    """The source `glyphs:text`: grey, native 32 x 32 or drawn at the resolution asked for (8 at least); texts; extras: font (N,) int64; factors: character, font.
 
     Errors: `UserError` as `parse_spec`, `fonts` and `glyphs`.
     """
@@ -249,4 +249,5 @@ def open_glyphs(config: DataConfig, split: Split, text: str = "") -> ImageSet:
     pairs = zip(found.label.tolist(), found.font.tolist(), strict=True)
     texts = tuple(f"{unicodedata.name(which.classes[label]).lower()}, {fonts()[row].name}" for label, row in pairs)
     name = f"glyphs:{text}" if text else "glyphs"
-    return ImageSet(to_channels(images, config.channels), found.label, which.classes, texts, {"font": found.font}, name, split)
+    return ImageSet(to_channels(images, config.channels), found.label, which.classes, texts, {"font": found.font}, name, split,
+                    factors={"character": found.label, "font": found.font})

@@ -26,7 +26,8 @@ class ImageSet:
 
     images (N, C, H, W) uint8, in memory, or decoded when they are indexed (`Streamed`); labels (N,) int64 in 0..len(classes)-1, or None; classes () if unlabeled; texts N captions, or None;
     extras: mask (N, 1, H, W) uint8 (0 background, k = object k), edges (N, 1, H, W) uint8 in {0, 1},
-    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. source: what to open it by again, where
+    layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. factors: what is known
+    of how each image was made, (N,) by name, int64 for categories and float32 for quantities; they do not enter the digest. source: what to open it by again, where
     that is not what it was opened by; listing: digest of what it was read from, "" where that is no listing; skipped: a line for each image that was left out.
     """
 
@@ -40,11 +41,12 @@ class ImageSet:
     source: str = ""
     listing: str = ""
     skipped: tuple[str, ...] = ()
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert not isinstance(self.images, Tensor) or self.images.dtype == torch.uint8, "images are uint8"
         assert len(self.images.shape) == 4, "images are (N, C, H, W)"
-        sizes = [len(part) for part in (self.labels, self.texts, *self.extras.values()) if part is not None]
+        sizes = [len(part) for part in (self.labels, self.texts, *self.extras.values(), *self.factors.values()) if part is not None]
         assert all(size == len(self) for size in sizes), "every part of an ImageSet has one entry an image"
         assert (self.labels is None) == (not self.classes), "labels come with the names of the classes"
 
@@ -91,6 +93,7 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[index],
             texts=None if self.texts is None else tuple(self.texts[i] for i in index.tolist()),
             extras={name: part[index] for name, part in self.extras.items()},
+            factors={name: part[index] for name, part in self.factors.items()},
         )
 
 

@@ -189,10 +189,18 @@ def _captions(scene: Scenes) -> list[str]:
     return captions
 
 
+def _factors(scene: Scenes) -> dict[str, Tensor]:
+    """What every scene has, (n,) each: kind, color, center and size of the largest object, the background's color, the number of objects. They are
+    not independent: color and background differ, and the largest of several objects is smaller."""
+    x, y = scene.center[:, 0].unbind(1)
+    return {"shape": scene.kind[:, 0], "color": scene.color[:, 0], "background": scene.background, "objects": (scene.kind >= 0).sum(1),
+            "x": x, "y": y, "size": scene.size[:, 0]}
+
+
 def open_shapes(config: DataConfig, split: Split) -> ImageSet:
     """20,000 train and 2,000 test scenes, native (3, 32, 32) or drawn at the resolution asked for (16 at least).
 
-    Labels are the kinds of the largest shapes; texts, and the extras mask, edges and layout, as `ImageSet` says.
+    Labels are the kinds of the largest shapes; texts, and the extras mask, edges and layout, as `ImageSet` says; factors as `_factors`.
     """
     if split == "all":
         raise UserError("shapes has a train and a test split: ask for one of them")
@@ -207,4 +215,6 @@ def open_shapes(config: DataConfig, split: Split) -> ImageSet:
     texts = tuple(caption for part in parts for caption in _captions(part))
     extras = {"mask": masks, "edges": torch.cat([_edges(m) for m in torch.split(masks, rows)])}
     extras["layout"] = torch.cat([_layout(m, k) for m, k in zip(torch.split(masks, rows), torch.split(kinds, rows), strict=True)])
-    return ImageSet(to_channels(images, config.channels), kinds[:, 0].contiguous(), tuple(KINDS), texts, extras, "shapes", split)
+    known = [_factors(part) for part in parts]
+    factors = {name: torch.cat([part[name] for part in known]) for name in known[0]}
+    return ImageSet(to_channels(images, config.channels), kinds[:, 0].contiguous(), tuple(KINDS), texts, extras, "shapes", split, factors=factors)

@@ -20,6 +20,11 @@ __all__ = ["check", "chosen", "evaluate", "floor_of", "named", "score", "score_o
 
 FEW = 1_000  # below this, fd's bias is warned of
 PART = 1024  # images at a time
+ELSEWHERE = {  # what a set of images does not have
+    "pairs": "pairs of images: give a run whose method encodes or takes a source",
+    "paths": "a latent space: give a run with one",
+    "codes": "codes of images: give a run whose method encodes",
+}
 
 
 def evaluate(
@@ -128,9 +133,8 @@ def check(names: Sequence[str], num: int, labels: Tensor | None, train: ImageSet
         for what, n in (("samples", num), ("reference images", len(train) if name != "accuracy" else metric.least)):
             if n < metric.least:
                 raise UserError(f"{name} needs at least {metric.least} {what}, and there are {n}: give more, or leave it out of the metrics")
-        if metric.needs in ("pairs", "paths"):
-            what = "pairs of images: give a run whose method encodes or takes a source" if metric.needs == "pairs" else "a latent space: give a run with one"
-            raise UserError(f"{name} needs {what}, or leave it out of the metrics")
+        if metric.needs in ELSEWHERE:
+            raise UserError(f"{name} needs {ELSEWHERE[metric.needs]}, or leave it out of the metrics")
         if metric.needs == "predictions" and not extractor.num_classes:
             raise UserError(f"{name} needs predictions, and {extractor.name} makes none: leave it out of the metrics")
     if "accuracy" not in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from ..core.types import Ability, Request, UserError
 from ..data import ImageSet
 from ..metrics.result import Report
 from .access import Access
-from .evaluate import check, chosen, score
+from .codes import code_results
+from .evaluate import check, chosen, named, score
 from .extractor import FeatureExtractor
 from .likelihood import likelihood
 from .log import Log
@@ -29,7 +30,7 @@ from .pairs import Pairs, path_result, reconstruction
 from .parallel import Team, joined
 from .publish import data_of, publish, save_evaluation
 from .sample import Trained, generate, middle
-from .scores import METRICS
+from .scores import DEFAULT, METRICS
 from .statistics import Statistics
 
 __all__ = ["Ask", "Measured", "measure", "measure_images", "reference"]
@@ -89,7 +90,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
 
     source: the real images (default: what it was trained on); label: classes of the samples (default: as in the training data); knobs: as
     `Trained.sample`. An editing method is given test images, in turn (and the mask `middle`, where it takes one), and scores of pairs compare
-    its images with them; a codec that generates nothing is measured by what it makes of test images. Several processes share sampling and
+    its images with them; a codec that generates nothing is measured by what it makes of test images; scores of codes are those of test images, and need factors. Several processes share sampling and
     features, with the scores of one process, bit for bit; the first has them, and the others get an empty report.
     """
     log = log or Log(quiet=True)
@@ -97,19 +98,19 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     if not trained.method.generates and not rebuilds:
         raise UserError(f"{trained.facts['recipe']} does not generate, so there are no samples to score: its report shows what it can do")
     own = data_of(trained, source, access)
+    team = trained.where.team
+    of_codes = [n for n in named(ask.metrics or DEFAULT) if METRICS[n].needs == "codes"]
+    coded = code_results(trained, of_codes, own[1], num, ask.seed) if team.first else []
+    if ask.metrics and len(of_codes) == len(named(ask.metrics)):  # no samples, no features
+        return Measured(Report(tuple(coded)), {})
     train, test = reference(source or trained.facts["data"]["source"], trained, access, log)
     edits = Ability.SOURCE in trained.method.abilities or rebuilds
-    whole = trained.request(num, ask.seed, label, **knobs)
-    if edits and label is None:  # each test image as it is
-        whole = replace(whole, cond=replace(whole.cond, label=None))
-    if (mask := middle(trained.method, num)) is not None:
-        whole = replace(whole, cond=replace(whole.cond, mask=mask))
+    whole = _order(trained, num, ask.seed, label, edits, knobs)
     labels = whole.cond.label if train.classes and not trained.invents else None
-    team = trained.where.team
     extractor = _extractor(ask, train, log, team)
     asked = chosen(ask.metrics, labels is not None, extractor)
     pairs, paths = ([n for n in asked if METRICS[n].needs == kind] for kind in ("pairs", "paths"))
-    names = [n for n in asked if n not in (*pairs, *paths)]
+    names = [n for n in asked if n not in (*pairs, *paths, *of_codes)]
     check(names, num, labels, train, extractor)
     beside = Pairs(pairs, extractor)
     fake = Statistics(extractor, train.info.shape, ask.seed)
@@ -130,7 +131,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
         return Measured(report, {})
     of = "edits, beside their sources" if edits and not rebuilds else "reconstructions of test images"
     more = beside.results({"of": of}) + [path_result(trained, extractor, min(num, PATHS), ask.seed, label) for _ in paths]
-    report = Report((*report.results, *more), report.warnings)
+    report = Report((*report.results, *more, *coded), report.warnings)
     nats: dict[str, Any] = {}
     if isinstance(trained.method, Likelihood) and not ask.metrics:
         try:
@@ -142,6 +143,15 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
         return found
     save_evaluation(trained, found.to_json())
     return Measured(report, nats, publish(trained, *own, extractor))
+
+
+def _order(trained: Trained, num: int, seed: int, label: Any, edits: bool, knobs: Mapping[str, Any]) -> Request:
+    """What is asked of the run: of an editing method each test image as it is, where no label is named, and the mask `middle`, where it takes one."""
+    whole = trained.request(num, seed, label, **knobs)
+    if edits and label is None:
+        whole = replace(whole, cond=replace(whole.cond, label=None))
+    mask = middle(trained.method, num)
+    return whole if mask is None else replace(whole, cond=replace(whole.cond, mask=mask))
 
 
 def _extractor(ask: Ask, train: ImageSet, log: Log | None, team: Team) -> FeatureExtractor:

@@ -1,6 +1,7 @@
 """Every score that can be asked for, by name: what it says, which way is better, and how it comes from two sets' statistics.
 
-What needs single images beside each other (pairs) or the generator itself (paths) is listed here too and measured in `pairs`.
+What needs single images beside each other (pairs) or the generator itself (paths) is listed here too and measured in `pairs`; what needs codes
+of images with known factors, in `codes`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ..metrics import (
     sliced_distance,
     vendi_score,
 )
+from ..metrics.disentangle import BINS
 from .extractor import FeatureExtractor
 from .statistics import Statistics
 
@@ -94,7 +96,7 @@ Plain = Callable[[Sets, Tensor], float]  # the score of bare features
 
 @dataclass(frozen=True)
 class Metric:
-    """about: one line; least: samples that it needs; needs: "" (features), "classes" (of the data), "predictions", "test" images, "pairs" or "paths".
+    """about: one line; least: samples that it needs; needs: "" (features), "classes" (of the data), "predictions", "test" images, "pairs", "paths" or "codes".
 
     plain: the score of features (N, d), what intervals are made of; score: the whole, where it is more than the plain score of the pool.
     """
@@ -102,7 +104,7 @@ class Metric:
     about: str
     better: Better = "higher"
     least: int = 2
-    needs: Literal["", "classes", "predictions", "test", "pairs", "paths"] = ""
+    needs: Literal["", "classes", "predictions", "test", "pairs", "paths", "codes"] = ""
     plain: Plain | None = None
     score: Callable[[Sets], Score] | None = None
     own: Protocol = field(default_factory=dict)
@@ -112,7 +114,7 @@ class Metric:
         if self.score is not None:
             found = self.score(sets)
         else:
-            assert self.plain is not None, "pairs and paths are measured elsewhere"
+            assert self.plain is not None, "pairs, paths and codes are measured elsewhere"
             found = Score(self.plain(sets, sets.fake.pool), None, {**sets.both, **self.own})
         plain, pool = self.plain, sets.fake.pool
         if not sets.num_bootstrap or plain is None or len(pool) < 2 * max(self.least, 2):
@@ -217,6 +219,9 @@ METRICS: dict[str, Metric] = {
     "ms-ssim": Metric("structural similarity of pairs on several scales", "higher", 1, "pairs"),
     "pd": Metric("perceptual distance of pairs in the extractor's feature maps", "lower", 1, "pairs"),
     "ppl": Metric("perceptual path length of the latent space", "lower", 2, "paths"),
+    "mig": Metric("mutual information gap of codes, where factors are known: is each in one unit", "higher", 2, "codes", own={"bins": BINS}),
+    "dci": Metric("three scores of codes: disentanglement, completeness, informativeness", "higher", 2, "codes", own={"model": "random forest"}),
+    "sap": Metric("separated attribute predictability of codes", "higher", 2, "codes"),
 }
 DEFAULT = ("fd", "kd", "precision", "recall", "density", "coverage", "accuracy", "mind", "authenticity", "nn-ratio", "nn-closer")
 

@@ -23,7 +23,7 @@ from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, training
+from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
 
 __all__ = ["ACGAN", "ACGANConfig", "acgan"]
 
@@ -65,4 +65,5 @@ def acgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Odena, Olah, Shlens, Conditional Image Synthesis with Auxiliary Classifier GANs, 2017, arXiv 1610.09585",
         summary="a discriminator that names the class, too",
+        expect=measured(size, "acgan", 15.6),
     )

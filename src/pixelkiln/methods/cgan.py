@@ -19,7 +19,7 @@ from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, training
+from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
 
 __all__ = ["CGAN", "CGANConfig", "cgan"]
 
@@ -50,4 +50,5 @@ def cgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Mirza, Osindero, Conditional Generative Adversarial Nets, 2014, arXiv 1411.1784",
         summary="labels beside the inputs of both players",
+        expect=measured(size, "cgan", 6.22),
     )

@@ -23,7 +23,7 @@ from ..core.types import DataInfo
 from ..nets.players import Players, players
 from ..nets.resgan import ResNets
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, training
+from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
 
 __all__ = ["SAGAN", "SAGANConfig", "sagan"]
 
@@ -52,11 +52,12 @@ def sagan(size: Size = "small") -> Recipe:
         small=ResNets(16, 16, growth=4, d_rest=1, attention=(16,), g_spectral=True),
         base=ResNets(64, 64, growth=16, d_grid=4, d_rest=1, attention=(32,), g_spectral=True),
     )
-    d, g = (adam(size, small=small, base=base, betas=(0.0, 0.9)) for small, base in ((8e-4, 4e-4), (2e-4, 1e-4)))
+    d, g = (adam(size, small=small, base=base, betas=(0.0, 0.9)) for small, base in ((2e-3, 4e-4), (5e-4, 1e-4)))
     model = SAGANConfig(nets=nets, reference=by_size(size, tiny=64, small=256, base=256))
     return Recipe(
         stages=(Stage(SAGAN, model, data_for(size), training(size, d=d, g=g, batch=256, steps=100_000, half_life=500_000.0)),),
         family="gan",
         paper="Zhang, Goodfellow, Metaxas, Odena, Self-Attention Generative Adversarial Networks, 2019, arXiv 1805.08318",
         summary="self-attention and spectral norms on both sides, two learning rates",
+        expect=measured(size, "sagan", 5.1),
     )

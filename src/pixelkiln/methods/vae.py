@@ -18,27 +18,21 @@ Codes and latents are u throughout (u = z under the normal prior).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core import rng
-from ..core.protocols import Codec, Latent, Likelihood, Method, Score, Update
+from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
-from ..core.types import Batch, DataInfo, Moment, Request, UserError
-from ..nets.convae import ConvDecoder, ConvEncoder
-from ..nets.mlp import CouplingFlow, MLPDecoder, MLPEncoder
-from ..objectives import likelihoods as lik
+from ..core.types import Batch, DataInfo, Moment, UserError
+from ..nets.coders import coders, prior
 from ..objectives import variational as vi
+from ..objectives.amortized import Amortized, Setting, checked
 
 __all__ = ["VAE", "VAEConfig", "vae", "vae_mlp"]
 
-CHUNK = 2048  # images decoded at once for the importance-weighted bound
-SCALE_SPEED = 10.0  # the log-scales learn so many times faster than the weights
 MEASURED = {
     "vae": (Expect("fd", 5.09, "mnist", "pixelkiln train vae --data mnist --out R --budget 2m", "2 cores of a Xeon with AMX, bf16"),),
     "vae-mlp": (Expect("fd", 20.0, "mnist", "pixelkiln train vae-mlp --data mnist --out R --budget 2m", "2 cores of a Xeon with AMX, bf16"),),
@@ -47,165 +41,35 @@ PAPER = "Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv 1312.6
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Setting):
     """A VAE. beta weighs the KL in ELBO units, and rises to its value over the first `warmup` of training."""
 
-    latent: int = 20  # units of z
-    net: Literal["mlp", "conv"] = "conv"
-    width: int = 32  # mlp: hidden units; conv: channels of the largest map
-    depth: int = 0  # mlp: hidden layers; conv: residual blocks at every size
-    hidden: int = 256  # conv: units of the layer next to z
-    prior: Literal["normal", "flow"] = "normal"
-    flow_width: int = 64  # hidden units of a coupling
-    flow_layers: int = 6
-    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "logistic"
     beta: float = 1.0
     warmup: float = 0.0
     free_bits: float = 0.0  # nats per latent unit that cost the same whether used or not (normal prior)
 
 
 @final
-class Decoder(nn.Module):
-    """z (B, J) to the parameters of p(x|z): `net(z)`, logits or means (B, C, H, W), and one log-scale per channel where there is one."""
-
-    def __init__(self, net: nn.Module, channels: int | None) -> None:
-        super().__init__()
-        self.net = net
-        self.raw_scale = None if channels is None else nn.Parameter(torch.full((channels, 1, 1), -1.0 / SCALE_SPEED))
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        scale = None if self.raw_scale is None else lik.soft_floor(self.raw_scale.float() * SCALE_SPEED)
-        return self.net(z).float(), scale
-
-
-@final
-class VAE(Method, Codec, Latent, Likelihood):
+class VAE(Amortized):
     """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned."""
 
     def __init__(self, info: DataInfo, config: VAEConfig, parents: Mapping[str, Method] | None = None) -> None:
-        super().__init__(info, parents)
-        _check(config)
-        self.config = c = config
-        shape = info.shape
-        if c.net == "mlp":
-            self.encoder: nn.Module = MLPEncoder(shape, 2 * c.latent, c.width, c.depth)
-            net: nn.Module = MLPDecoder(c.latent, shape, c.width, c.depth)
-        else:
-            self.encoder = ConvEncoder(shape, 2 * c.latent, c.width, c.depth, c.hidden)
-            net = ConvDecoder(c.latent, shape, c.width, c.depth, c.hidden)
-        self.decoder = Decoder(net, None if c.likelihood == "bernoulli" else shape.channels)
-        self.prior = CouplingFlow(c.latent, c.flow_width, c.flow_layers) if c.prior == "flow" else None
-        self.averaged = ("encoder", "decoder") if self.prior is None else ("encoder", "decoder", "prior")
+        if min(config.beta, config.warmup, config.free_bits) < 0:
+            raise UserError("--model.beta, --model.warmup and --model.free_bits cannot be negative")
+        if config.free_bits and config.prior == "flow":
+            raise UserError("--model.free_bits counts nats per unit, which a flow prior does not have: set --model.prior normal")
+        super().__init__(info, checked(config), coders(info.shape, config, 2 * config.latent), prior(config), parents)
+        self.config = config
 
     def updates(self) -> Sequence[Update]:
         return (Update("elbo", self.averaged, self.loss, opt="main"),)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log sigma^2 of q(z|x), (B, J) each, for what `observed` returns."""
-        mean, log_var = self.encoder((x + 1) / 2).float().chunk(2, dim=1)  # black is 0, as padding is
-        return mean, log_var.clamp(-30, 20)
-
-    def observed(self, x: Tensor, u: Tensor) -> Tensor:
-        """The images that the likelihood models, in [-1, 1], made of 8-bit images x and uniform u (both (B, C, H, W))."""
-        match self.config.likelihood:
-            case "bernoulli":
-                return 2 * lik.binarize(x, u) - 1
-            case "gaussian":
-                return lik.dequantize(x, u)
-        return x
-
-    def log_likelihood(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), (B,), for what `observed` returns and z (B, J)."""
-        out, log_scale = self.decoder(z)
-        if log_scale is None:
-            return lik.bernoulli_log_prob((x + 1) / 2, out)
-        log_prob = lik.gaussian_log_prob if self.config.likelihood == "gaussian" else lik.logistic_log_prob
-        return log_prob(x, out, log_scale)
-
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z), (...,), for z (..., J); under the flow log N(g^-1(z); 0, I) + log |det dg^-1/dz|."""
-        u, log_det = (z, 0.0) if self.prior is None else self.prior.inverse(z)
-        return vi.log_normal(u, torch.zeros_like(u), torch.zeros_like(u)) + log_det
-
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """-L(x) averaged over the batch, in nats, with `beta`, warm-up and free bits; `rec` and `kl` are the plain terms."""
         c = self.config
-        x = self.observed(batch.x, torch.rand_like(batch.x))
-        mean, log_var = self.posterior(x)
-        z = vi.reparameterize(mean, log_var, torch.randn_like(mean))
-        rec = -self.log_likelihood(x, z).mean()
-        if self.prior is None:
-            units = vi.kl_per_unit(mean, log_var)  # (B, J)
-            kl = units.sum(1).mean()
-        else:
-            kl = (vi.log_normal(z, mean, log_var) - self.log_prior(z)).mean()
-        cost = vi.free_bits(units, c.free_bits) if c.free_bits else kl
-        terms = {"rec": rec, "kl": kl, "active_units": vi.active_units(mean)}
-        if self.per_dim is not None:
-            terms["bits_per_dim"] = lik.bits_per_dim(-(rec + kl), self.shape.numel, self.per_dim)
-        weight = c.beta * vi.warmed_up(moment.progress, c.warmup)
-        return {"loss": rec + weight * cost} | {name: term.detach() for name, term in terms.items()}
-
-    @property
-    def per_dim(self) -> float | None:
-        """What turns nats into a probability of 8-bit images, per dimension; None for binarized images."""
-        return {"bernoulli": None, "gaussian": math.log(2 / 255), "logistic": 0.0}[self.config.likelihood]
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Codes of the posterior means, (B, J)."""
-        mean, _ = self.posterior(x)
-        return mean if self.prior is None else self.prior.inverse(mean)[0]
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Decoder means (B, C, H, W) in [-1, 1] for codes (B, J)."""
-        out, _ = self.decoder(z if self.prior is None else self.prior(z))
-        return 2 * torch.sigmoid(out) - 1 if self.config.likelihood == "bernoulli" else out.clamp(-1, 1)
-
-    def latents(self, seeds: Sequence[int]) -> Tensor:
-        return rng.noise(rng.streams(seeds, "latent"), (self.config.latent,), self.device)
-
-    def from_latents(self, z: Tensor, request: Request) -> Tensor:
-        return self.decode(z)
-
-    def draw(self, request: Request) -> Tensor:
-        """Decoder means for codes from N(0, I)."""
-        return self.decode(self.latents(request.seeds))
-
-    @torch.no_grad()
-    def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
-        """The bound log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x), K = samples, for images x (B, C, H, W) in [-1, 1].
-
-        gen draws the binarization or dequantization, then z. (Burda et al. 2016, eq. 8.)
-        """
-        x = self.observed(x, torch.rand(x.shape, generator=gen).to(x))
-        mean, log_var = self.posterior(x)
-        step = max(1, CHUNK // len(x))
-        parts = [self._log_weights(x, mean, log_var, min(step, samples - k), gen) for k in range(0, samples, step)]
-        of = {
-            "bernoulli": "dynamically binarized images",
-            "gaussian": "density of uniformly dequantized 8-bit images",
-            "logistic": "8-bit images",
-        }
-        return Score(vi.importance_bound(torch.cat(parts)), "bound", of[self.config.likelihood], self.per_dim, f"{samples} importance samples")
-
-    def _log_weights(self, x: Tensor, mean: Tensor, log_var: Tensor, k: int, gen: torch.Generator) -> Tensor:
-        """log p(x|z) + log p(z) - log q(z|x) for k samples z of q(z|x), (k, B)."""
-        eps = torch.randn((k, *mean.shape), generator=gen).to(mean)
-        z = vi.reparameterize(mean, log_var, eps)  # (k, B, J)
-        xs = x.expand(k, *x.shape).flatten(0, 1)  # (k B, C, H, W)
-        log_p_x = self.log_likelihood(xs, z.flatten(0, 1)).unflatten(0, (k, len(x)))
-        return log_p_x + self.log_prior(z) - vi.log_normal(z, mean, log_var)
-
-
-def _check(c: VAEConfig) -> None:
-    """Refuse what cannot be, before anything is built."""
-    least = 2 if c.prior == "flow" else 1
-    if c.latent < least:
-        raise UserError(f"--model.latent is {c.latent}: a VAE with a {c.prior} prior needs at least {least}")
-    if min(c.beta, c.warmup, c.free_bits) < 0:
-        raise UserError("--model.beta, --model.warmup and --model.free_bits cannot be negative")
-    if c.free_bits and c.prior == "flow":
-        raise UserError("--model.free_bits counts nats per unit, which a flow prior does not have: set --model.prior normal")
+        rec, kl, units, logged = self.parts(batch.x)
+        cost = kl if units is None or not c.free_bits else vi.free_bits(units, c.free_bits)
+        return {"loss": rec + c.beta * vi.warmed_up(moment.progress, c.warmup) * cost, **logged}
 
 
 def vae(size: Size = "small") -> Recipe:

@@ -22,7 +22,7 @@ from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, data_for, training
+from ..objectives.rules import Rules, Setting, data_for, measured, training
 
 __all__ = ["WGAN", "WGANConfig", "wgan"]
 
@@ -53,4 +53,5 @@ def wgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Arjovsky, Chintala, Bottou, Wasserstein GAN, 2017, arXiv 1701.07875",
         summary="Wasserstein distance by a critic with weights cut to a small box",
+        expect=measured(size, "wgan", 44.7),
     )

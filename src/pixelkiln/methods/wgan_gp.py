@@ -20,7 +20,7 @@ from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, training
+from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
 
 __all__ = ["WGANGP", "WGANGPConfig", "wgan_gp"]
 
@@ -43,11 +43,12 @@ class WGANGP(Game):
 
 def wgan_gp(size: Size = "small") -> Recipe:
     """WGAN-GP: the Wasserstein distance by a critic with gradients of norm one. Gulrajani et al. 2017, arXiv 1704.00028."""
-    width = by_size(size, tiny=8, small=64, base=64)
-    rate = adam(size, small=2e-4, base=1e-4, betas=(0.0, 0.9))
+    width = by_size(size, tiny=8, small=32, base=64)
+    rate = adam(size, small=1e-3, base=1e-4, betas=(0.0, 0.9))
     return Recipe(
         stages=(Stage(WGANGP, WGANGPConfig(nets=DCGANNets(width, width, norm="layer")), data_for(size), training(size, d=rate, g=rate)),),
         family="gan",
         paper="Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, Improved Training of Wasserstein GANs, 2017, arXiv 1704.00028",
         summary="Wasserstein distance by a critic whose gradients are held at norm one",
+        expect=measured(size, "wgan-gp", 20.1),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .classes import InceptionScore, Modes, inception_score
+from .disentangle import DCI, Gaps, dci, mig, sap
 from .diversity import Vendi, vendi_score
 from .extrapolate import Curve, frechet_infinity, n_curve
 from .gaussian import Moments, frechet_distance, frechet_error
@@ -16,10 +17,12 @@ from .result import Estimate, Report, Result, accuracy
 from .sliced import SlicedDistance, sliced_distance
 
 __all__ = [  # noqa: RUF022 (K is a constant)
+    "DCI",
     "K",
     "Closeness",
     "Curve",
     "Estimate",
+    "Gaps",
     "InceptionScore",
     "Interval",
     "KernelDistance",
@@ -34,11 +37,13 @@ __all__ = [  # noqa: RUF022 (K is a constant)
     "authenticity",
     "bootstrap",
     "copying",
+    "dci",
     "frechet_distance",
     "frechet_error",
     "frechet_infinity",
     "inception_score",
     "kernel_distance",
+    "mig",
     "mmd2",
     "ms_ssim",
     "n_curve",
@@ -49,6 +54,7 @@ __all__ = [  # noqa: RUF022 (K is a constant)
     "polynomial",
     "psnr",
     "rbf",
+    "sap",
     "sliced_distance",
     "ssim",
     "vendi_score",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from itertools import pairwise
+from typing import Literal, final
 
 from torch import Tensor, nn
 
@@ -21,18 +22,21 @@ class MLPNets:
     d_width: int = 512
     layers: int = 2  # hidden layers of each
     dropout: float = 0.3  # in D
+    g_norm: Literal["none", "batch"] = "none"  # BatchNorm behind G's hidden layers but the first
     condition: Condition = "none"  # where a label enters
 
 
 @final
 class MLPGenerator(nn.Module):
-    """z (n, d) -> x (n, C, H, W) in [-1, 1]: linear layers with ReLU, tanh (Goodfellow et al. 2014, arXiv 1406.2661, section 5)."""
+    """z (n, d) -> x (n, C, H, W) in [-1, 1]: linear layers with ReLU, tanh, and where asked BatchNorm (Goodfellow et al. 2014, arXiv 1406.2661, section 5)."""
 
     def __init__(self, shape: ImageShape, latent: int, classes: int, config: MLPNets) -> None:
         super().__init__()
         self.shape, self.classes = tuple(shape), classes
         sizes = [latent + classes] + [config.g_width] * config.layers
-        hidden = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+        hidden: list[nn.Module] = []
+        for i, (a, b) in enumerate(pairwise(sizes)):
+            hidden += [nn.Linear(a, b), *([nn.BatchNorm1d(b)] if i and config.g_norm == "batch" else []), nn.ReLU()]
         self.net = nn.Sequential(*hidden, nn.Linear(sizes[-1], shape.numel), nn.Tanh())
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:

@@ -11,7 +11,17 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["active_units", "free_bits", "importance_bound", "kl_between", "kl_per_unit", "log_normal", "reparameterize", "warmed_up"]
+__all__ = [
+    "active_units",
+    "doubly_reparameterized",
+    "free_bits",
+    "importance_bound",
+    "kl_between",
+    "kl_per_unit",
+    "log_normal",
+    "reparameterize",
+    "warmed_up",
+]
 
 
 def reparameterize(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
@@ -50,6 +60,20 @@ def log_normal(z: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
 def importance_bound(log_w: Tensor) -> Tensor:
     """log 1/K sum_k w_k, (B,), for log_w (K, B) = log p(x|z) + log p(z) - log q(z|x) at sampled z. (Burda et al. 2016, eq. 8.)"""
     return torch.logsumexp(log_w, dim=0) - math.log(len(log_w))
+
+
+def doubly_reparameterized(log_w: Tensor, z: Tensor, weight: float = 1.0) -> Tensor:
+    """The same bound, (B,), with another gradient of the same mean: w~_k for what the weights depend on directly, w~_k^2 for what they depend on
+    through z_k. (Tucker et al. 2019, arXiv 1810.04152.)
+
+    log_w (K, B), made of z (K, B, J) and of q's parameters *without their gradients*: d log q / d phi at fixed z, with mean E[w~_k d log q / d phi],
+    is reparameterized once more, into E[(w~_k - w~_k^2) (d log w_k / d z_k) (d z_k / d phi)]. With log p(z) - log q(z|x) weighted by `weight` that
+    part is, too, which leaves (1 - weight) w~_k + weight w~_k^2. A graph serves one backward pass, which scales the gradient at z on its way.
+    """
+    share = torch.softmax(log_w.detach(), dim=0)  # w~, (K, B)
+    if z.requires_grad:
+        z.register_hook(lambda grad: grad * (1 - weight + weight * share)[..., None])
+    return importance_bound(log_w)
 
 
 def active_units(mean: Tensor) -> Tensor:

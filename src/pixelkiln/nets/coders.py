@@ -1,0 +1,88 @@
+"""The two networks of an autoencoder on vectors, by their configuration, with or without a label. n images, J units of the code, K classes."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from ..core.types import ImageShape
+from .convae import ConvDecoder, ConvEncoder
+from .mlp import CouplingFlow, MLPDecoder, MLPEncoder
+
+__all__ = ["LabelledDecoder", "LabelledEncoder", "Sized", "Used", "coders", "prior"]
+
+
+class Sized(Protocol):
+    """What the configurations of autoencoders say about their networks."""
+
+    @property
+    def latent(self) -> int: ...  # J
+    @property
+    def net(self) -> Literal["mlp", "conv"]: ...
+    @property
+    def width(self) -> int: ...  # mlp: hidden units; conv: channels of the largest map
+    @property
+    def depth(self) -> int: ...  # mlp: hidden layers; conv: residual blocks at every size
+    @property
+    def hidden(self) -> int: ...  # conv: units of the layer next to the code
+
+
+class Used(Sized, Protocol):
+    """... and about their prior."""
+
+    @property
+    def prior(self) -> Literal["normal", "flow"]: ...
+    @property
+    def flow_width(self) -> int: ...
+    @property
+    def flow_layers(self) -> int: ...
+
+
+@final
+class LabelledEncoder(nn.Module):
+    """x (n, C, H, W), label (n,), -1 = none -> (n, out): a learned plane of each class, and one of no class, is one more channel of x."""
+
+    def __init__(self, net: nn.Module, shape: ImageShape, classes: int) -> None:
+        super().__init__()
+        self.net, self.classes = net, classes
+        self.plane = nn.Embedding(classes + 1, shape.height * shape.width)
+        nn.init.normal_(self.plane.weight, 0.0, 0.1)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        plane = self.plane(torch.where(label < 0, self.classes, label)).view(len(x), 1, *x.shape[2:])
+        return self.net(torch.cat([x, plane.to(x.dtype)], dim=1))
+
+
+@final
+class LabelledDecoder(nn.Module):
+    """z (n, J), label (n,), -1 = none -> (n, C, H, W): the label's one-hot vector, zeros for none, beside z."""
+
+    def __init__(self, net: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.net, self.classes = net, classes
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        one_hot = (label[:, None] == torch.arange(self.classes, device=label.device)).to(z.dtype)  # (n, K)
+        return self.net(torch.cat([z, one_hot], dim=1))
+
+
+def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
+    """Encoder, x (n, C, H, W) -> (n, out), and decoder, z (n, J) -> (n, C, H, W), unbounded; where there are classes, both take a label, too.
+
+    Raises `UserError` for sides that the conv net cannot halve.
+    """
+    seen, J = ImageShape(shape.channels + (classes > 0), shape.height, shape.width), config.latent + classes
+    if config.net == "mlp":
+        encoder: nn.Module = MLPEncoder(seen, out, config.width, config.depth)
+        decoder: nn.Module = MLPDecoder(J, shape, config.width, config.depth)
+    else:
+        encoder = ConvEncoder(seen, out, config.width, config.depth, config.hidden)
+        decoder = ConvDecoder(J, shape, config.width, config.depth, config.hidden)
+    return (LabelledEncoder(encoder, shape, classes), LabelledDecoder(decoder, classes)) if classes else (encoder, decoder)
+
+
+def prior(config: Used) -> CouplingFlow | None:
+    """g of a learned prior z = g(u), u ~ N(0, I); None for N(0, I) itself."""
+    return CouplingFlow(config.latent, config.flow_width, config.flow_layers) if config.prior == "flow" else None
