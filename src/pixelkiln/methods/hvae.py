@@ -186,15 +186,15 @@ def hvae(size: Size = "small") -> Recipe:
     model = by_size(
         size,
         tiny=HVAEConfig(LadderConfig(width=8, squeeze=2, latent=2, up=(1, 1, 1), down=(1, 1, 1)), mixtures=2),
-        small=HVAEConfig(LadderConfig(width=64, squeeze=4, latent=8, up=(2, 2, 1), down=(3, 4, 2), patch=2), mixtures=5),
+        small=HVAEConfig(LadderConfig(width=32, squeeze=2, latent=8, up=(1, 2, 1), down=(2, 3, 2), patch=2), mixtures=5),
         base=HVAEConfig(LadderConfig(width=384, squeeze=4, latent=16, up=(12, 7, 7, 4, 3), down=(22, 11, 6, 3, 1))),
     )
-    opt = OptConfig("adamw", lr=by_size(size, tiny=2e-3, small=1e-3, base=2e-4), betas=(0.9, 0.9), weight_decay=0.01, clip=200.0, warmup=0.02, decay="cosine", final=0.05)
+    opt = OptConfig("adamw", lr=by_size(size, tiny=2e-3, small=3e-3, base=2e-4), betas=(0.9, 0.9), weight_decay=0.01, clip=200.0, warmup=0.02, decay="cosine", final=0.05)
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=20_000, base=500_000),
-        batch=by_size(size, tiny=32, small=64, base=32),
+        batch=32,
         opts={"main": opt},
-        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=200_000)),
+        ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=20_000, base=200_000)),
     )
     stage = Stage(method=HVAE, model=model, data=DataConfig(multiple=by_size(size, tiny=2, small=4, base=8)), train=train)
     return Recipe(

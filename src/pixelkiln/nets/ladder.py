@@ -6,7 +6,8 @@ the way down has a state h, a prior p(z | h) that sees h alone, a posterior q(z 
     h <- h + prior's features,   h <- h + W z,   h <- h + bottleneck(h),
 
 with coarser maps enlarged by nearest neighbors. What keeps a deep ladder quiet at the start: the last convolution of every residual
-branch, and W, are divided by sqrt(number of branches), and the prior's last one is zero, so that every prior starts as N(0, I).
+branch, and W, are divided by sqrt(number of branches), and the prior's last one is zero, so that every prior starts as N(0, I). All others start
+with weights that keep the size of what they see (He et al. 2015, arXiv 1502.01852): four small convolutions after one another begin as nearly nothing.
 
 Legend: B images, C channels of h, Z of a layer's z, L layers, T numbers in all z together; u = (z - prior mean) / prior deviation.
 """
@@ -46,8 +47,10 @@ def levels(shape: ImageShape, config: LadderConfig) -> list[tuple[int, int]]:
     """Sides (height, width) of the levels. UserError where the image's sides cannot be halved so often."""
     if len(config.up) != len(config.down) or len(config.down) < 2:
         raise UserError(f"--model.net.up and --model.net.down have {len(config.up)} and {len(config.down)} levels: give both as many, 2 or more")
-    if min(config.up + config.down) < 0 or not sum(config.down) or min(config.width, config.squeeze, config.latent, config.patch) < 1:
-        raise UserError("--model.net needs a layer with a latent map, a width, squeeze, latent and patch of 1 or more, and no negative number")
+    if min(config.up + config.down) < 0 or min(config.width, config.squeeze, config.latent, config.patch) < 1:
+        raise UserError("--model.net needs a width, squeeze, latent and patch of 1 or more, and no negative number")
+    if not config.down[0]:
+        raise UserError("--model.net.down starts with 0: without a layer at the finest level its pixels are copies of coarser ones; give 1 or more, or a larger patch")
     many = config.patch * int(2 ** (len(config.down) - 2))
     if shape.height % many or shape.width % many:
         raise UserError(f"images of {shape.height}x{shape.width} have no {len(config.down)} levels in patches of {config.patch}: give --data.multiple {many}")
@@ -75,6 +78,7 @@ class Bottleneck(nn.Sequential):
         inner = [nn.Conv2d(middle, middle, k, padding=k // 2) for _ in range(2)]
         super().__init__(nn.GELU(), first, nn.GELU(), inner[0], nn.GELU(), inner[1], nn.GELU(), last)
         for conv in (first, *inner, last):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if conv is last else "relu")
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
         with torch.no_grad():
             last.weight.mul_(gain)
@@ -114,7 +118,7 @@ class Layer(nn.Module):
         super().__init__()
         w, z = config.width, config.latent
         middle = max(w // config.squeeze, 1)
-        self.split = (z, z, w)
+        self.parts = (z, z, w)
         self.prior = Bottleneck(w, middle, 2 * z + w, side, 0.0)
         self.posterior = Bottleneck(2 * w, middle, 2 * z, side)
         self.enter = nn.Conv2d(z, w, 1)
@@ -125,7 +129,7 @@ class Layer(nn.Module):
 
     def expect(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h with the prior's features, and the prior's mean and log-deviation, (B, Z, h, w)."""
-        mean, log_std, features = self.prior(h).split(self.split, dim=1)
+        mean, log_std, features = self.prior(h).split(self.parts, dim=1)
         return h + features, mean.float(), bounded(log_std)
 
     def see(self, h: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
