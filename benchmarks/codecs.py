@@ -13,19 +13,16 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from trained import HERE, THREADS, Failed, call, kept, trained
+from trained import HERE, call, each, kept, trained, with_threads
 
 from pixelkiln.core.images import grid, save_png
 from pixelkiln.data import open_source
 from pixelkiln.engine.pairs import reconstruction
 from pixelkiln.engine.sample import load
-from pixelkiln.engine.where import processor
 
 CODES = "--model.codebook.codes 1024"
 VARIANTS = {  # name -> recipe and its options
@@ -88,24 +85,21 @@ def main() -> None:
     p.add_argument("--more", default="", help="options of `pixelkiln train` for all, in one word")
     args = p.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    name, threads = args.name or args.data.name, max(1, int(THREADS) // args.workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    name = args.name or args.data.name
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     chosen = [v for v in VARIANTS if args.only is None or any(word in v for word in args.only.split(","))]
-    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {threads} threads each of {args.workers} at a time", "data": name, "rows": rows, "failed": failed}
+    found = {"date": datetime.date.today().isoformat(), "machine": with_threads(args.workers), "data": name, "rows": rows, "failed": failed}
     target = HERE / "results" / f"{found['date']}-codecs-{name}.json"
-    with ThreadPoolExecutor(args.workers) as pool:
-        for variant, done in [(v, pool.submit(one, v, args)) for v in chosen]:
-            try:
-                rows.append(row := done.result())
-            except Failed as e:
-                failed[variant] = str(e)
-                print(f"{variant} is left out: {e}", flush=True)
-            else:
-                shown = "  ".join(f"{k} {v:.3f}" for k, v in (row["scores"] | {k: v for k, v in row.items() if k.endswith(("usage", "perplexity"))}).items())
-                print(f"{variant:28} {row['images_per_s']} images/s  {shown}", flush=True)
-            target.write_text(json.dumps(found, indent=1) + "\n")
+    for variant, row in each(lambda v: one(v, args), chosen, args.workers):
+        if isinstance(row, str):
+            failed[variant] = row
+            print(f"{variant} is left out: {row}", flush=True)
+        else:
+            rows.append(row)
+            shown = "  ".join(f"{k} {v:.3f}" for k, v in (row["scores"] | {k: v for k, v in row.items() if k.endswith(("usage", "perplexity"))}).items())
+            print(f"{variant:28} {row['images_per_s']} images/s  {shown}", flush=True)
+        target.write_text(json.dumps(found, indent=1) + "\n")
     picture([r["name"] for r in rows], args, HERE.parent / "docs" / "pictures" / f"codecs-{name}.png")
     print(target)
 

@@ -1,4 +1,4 @@
-"""The tables of docs/gans.md and docs/codebooks.md from the results of gans.py, gaussians.py, stacked.py, adversaries.py and codecs.py: functions that tables.py calls."""
+"""The tables of docs/gans.md, docs/vaes.md and docs/codebooks.md from the results of families.py, gaussians.py, stacked.py, adversaries.py and codecs.py: functions that tables.py calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["FAMILY_TABLES"]
+__all__ = ["FAMILY_TABLES", "table"]
 
 Result = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def left_out(found: Result) -> str:
 
 
 def gans(found: Result) -> str:
-    """Every recipe of gans.py, best `fd` first, and the conditions."""
+    """Every recipe of families.py, best `fd` first, and the conditions."""
     rows, labeled = [], any("histogram" in r for r in found["rows"])
     several = sorted(grouped(found["rows"]).items(), key=lambda item: statistics.median(r["scores"]["fd"]["value"] for r in item[1]))
     for name, runs in several:
@@ -115,6 +115,7 @@ FAMILY_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a p
     "gans:gaussians": ("gaussians", gaussians),
     "gans:stacked": ("stacked", stacked),
     "gans:adversaries": ("adversaries", adversaries),
+    "vaes:mnist": ("vaes-mnist", gans),
     "codecs:mnist": ("codecs-mnist", codecs),
     "codecs:emoji": ("codecs-emoji", codecs),
 }

@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from torch import Tensor
 
 from pixelkiln.core.images import grid, save_png
 from pixelkiln.core.listing import listing
+from pixelkiln.engine.where import processor
 
 HERE = Path(__file__).resolve().parent
 THREADS = os.environ.get("OMP_NUM_THREADS", "2")
 
-__all__ = ["HERE", "THREADS", "Failed", "arrays", "call", "family", "kept", "sampled", "sheet", "trained"]
+__all__ = ["HERE", "THREADS", "Failed", "arrays", "call", "each", "family", "kept", "sampled", "sheet", "trained", "with_threads"]
+
+Job, Row = TypeVar("Job"), TypeVar("Row")
 
 
 class Failed(RuntimeError):
@@ -43,6 +47,22 @@ def call(words: Sequence[str], log: Path) -> str:
         lines = (done.stderr or done.stdout).strip().splitlines() or [f"status {done.returncode}"]
         raise Failed(lines[-1].removeprefix("pixelkiln: "))
     return done.stdout
+
+
+def with_threads(workers: int) -> str:
+    """Gives each of so many workers an equal part of the threads; says so, with the processor, in words."""
+    os.environ["OMP_NUM_THREADS"] = threads = str(max(1, int(THREADS) // workers))
+    return f"{processor()}, {threads} thread{'s' * (threads != '1')}" + f" each of {workers} runs at a time" * (workers > 1)
+
+
+def each(run: Callable[[Job], Row], jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Row | str]]:
+    """Every job with its row, or with why it failed in words, in their order; so many are done at a time."""
+    with ThreadPoolExecutor(workers) as pool:
+        for job, done in [(job, pool.submit(run, job)) for job in jobs]:
+            try:
+                yield job, done.result()
+            except (Failed, ValueError) as e:
+                yield job, str(e)
 
 
 def trained(recipe: str, data: Path, folder: Path, minutes: float, seed: int, more: Sequence[str] = ()) -> dict[str, Any]:

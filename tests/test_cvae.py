@@ -61,7 +61,11 @@ def test_bound_converges_to_the_integral_of_each_label(label: int, prior: str) -
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)
     with torch.no_grad():
         many = torch.full((len(grid),), label)
-        joint = torch.stack([method.log_likelihood(row.expand(len(grid), 1, 4, 4), grid, many) for row in x]) + method.log_prior(grid)
+        if method.prior is not None:
+            for layer in method.prior.flow.layers:
+                torch.nn.init.normal_(layer.head.weight, std=0.1)  # another prior for each label
+        joint = torch.stack([method.log_likelihood(row.expand(len(grid), 1, 4, 4), grid, many) for row in x]) + method.log_prior(grid, many)
+        assert float(method.log_prior(grid, many).exp().sum()) * 0.1**2 == pytest.approx(1, abs=0.01)
         exact = torch.logsumexp(joint, 1) + 2 * math.log(0.1)
         mean, log_var = method.posterior(x, labels)
         z = vi.reparameterize(mean, log_var, torch.randn(3000, 3, 2, generator=torch.Generator().manual_seed(0)))

@@ -21,20 +21,20 @@ D = 6
 class Linear(Method, Latent):
     """x = A z + b(label), tanh if curved; (1, 8, 8) pixels."""
 
-    def __init__(self, labelled: bool = False, curved: bool = False) -> None:
+    def __init__(self, labeled: bool = False, curved: bool = False) -> None:
         super().__init__(INFO)
         gen = torch.Generator().manual_seed(2)
         self.register_buffer("matrix", torch.randn(D, 64, generator=gen) / 8)
         self.register_buffer("shift", torch.randn(3, 64, generator=gen))
-        self.abilities = frozenset({Ability.LABEL}) if labelled else frozenset()
-        self.labelled, self.curved = labelled, curved
+        self.abilities = frozenset({Ability.LABEL}) if labeled else frozenset()
+        self.labeled, self.curved = labeled, curved
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
         return noise(streams(seeds, "z"), (D,))
 
     def from_latents(self, z: Tensor, request: Request) -> Tensor:
         x = z @ self.matrix
-        if self.labelled:
+        if self.labeled:
             if request.cond.label is None:
                 raise UserError("give a label")
             x = x + self.shift[request.cond.label]
@@ -86,7 +86,7 @@ def test_a_picture_beside_the_manifold_goes_to_its_nearest_point() -> None:
 
 
 def test_a_label_is_kept_and_without_one_the_nearest_class_is_found() -> None:
-    base = Linear(labelled=True)
+    base = Linear(labeled=True)
     label = torch.tensor([2, 0, 1, 2])
     z, x = drawn(base, 4, label)
     method = Project(INFO, replace(FREE, starts=256, steps=1000), {"base": base})
@@ -114,7 +114,7 @@ def test_more_starts_and_tries_never_lose_and_escape_where_one_start_is_stuck() 
 
 
 def test_rows_depend_on_their_own_seed_source_and_label_alone() -> None:
-    base = Linear(labelled=True, curved=True)
+    base = Linear(labeled=True, curved=True)
     method = Project(INFO, ProjectConfig(steps=7, starts=16, tries=3), {"base": base})
     gen = torch.Generator().manual_seed(1)
     source, label = torch.rand(5, 1, 8, 8, generator=gen) * 2 - 1, torch.tensor([0, 1, 1, 2, 0])

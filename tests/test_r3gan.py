@@ -277,8 +277,8 @@ def test_a_label_enters_where_it_is_said(condition: Any) -> None:
     x, a, b = torch.randn(2, 1, 16, 16), torch.tensor([0, 1]), torch.tensor([2, 1])
     told = [method.discriminator(x, label)[0] for label in (a, b)]
     assert torch.equal(told[0][0], told[1][0]) == (condition in ("none", "generator")) and torch.equal(told[0][1], told[1][1])
-    assert method.labelled == (condition != "none")
-    if method.labelled:
+    assert method.labeled == (condition != "none")
+    if method.labeled:
         drawn = [method.generator(torch.ones(2, 5), label) for label in (a, b)]
         assert not torch.equal(drawn[0][0], drawn[1][0]) and torch.equal(drawn[0][1], drawn[1][1])
 

@@ -23,7 +23,7 @@ SHAPE = ImageShape(1, 16, 16)
 TEN = tuple("0123456789")
 
 
-def labelled(condition: str = "concat", **more: object) -> Game:
+def labeled(condition: str = "concat", **more: object) -> Game:
     torch.manual_seed(0)
     made = CGAN(DataInfo(SHAPE, TEN), CGANConfig(nets=DCGANNets(8, 8, condition=condition), latent=6, reference=80, **more))  # type: ignore[arg-type]
     for m in made.modules():
@@ -40,7 +40,7 @@ def order(num: int, first: int = 0, **more: object) -> Request:
 @pytest.mark.parametrize("condition", ["concat", "projection", "generator"])
 @pytest.mark.parametrize("statistics", ["standing", "running"])
 def test_a_row_is_its_seeds_and_its_labels_alone(condition: str, statistics: str) -> None:
-    method = labelled(condition, statistics=statistics)
+    method = labeled(condition, statistics=statistics)
     whole = method.sample(order(6, truncation=0.7))
     parts = torch.cat([method.sample(order(1, truncation=0.7)), method.sample(order(5, 1, truncation=0.7))])
     torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
@@ -50,7 +50,7 @@ def test_a_row_is_its_seeds_and_its_labels_alone(condition: str, statistics: str
 
 def test_a_label_is_asked_for() -> None:
     with pytest.raises(UserError, match="give --label"):
-        labelled().sample(Request((0,)))
+        labeled().sample(Request((0,)))
 
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
@@ -75,7 +75,7 @@ def test_statistics_are_the_means_and_variances_of_the_reference(momentum: float
 
 
 def test_an_error_leaves_the_net_as_it_was() -> None:
-    method = labelled()
+    method = labeled()
     before = {k: v.clone() for k, v in method.state_dict().items()}
     method.generator.eval()
     with pytest.raises(RuntimeError):
@@ -85,7 +85,7 @@ def test_an_error_leaves_the_net_as_it_was() -> None:
 
 def test_the_reference_is_truncated_as_the_latents_are() -> None:
     """And has every class equally often."""
-    method = labelled("projection")
+    method = labeled("projection")
     seen: list[tuple[Tensor, Tensor]] = []
     hook = method.generator.register_forward_pre_hook(lambda _, args: seen.append(args))
     method.sample(order(4, truncation=0.3))
@@ -101,7 +101,7 @@ def test_the_reference_is_truncated_as_the_latents_are() -> None:
 
 
 def test_running_statistics_are_used_when_asked_for_and_touched_never() -> None:
-    standing, running = labelled(), labelled(statistics="running")
+    standing, running = labeled(), labeled(statistics="running")
     for method in (standing, running):
         for name, buffer in method.generator.named_buffers():
             if "running_var" in name:
@@ -119,7 +119,7 @@ def test_a_net_without_batchnorm_is_called_once() -> None:
     calls: list[int] = []
     method.generator.register_forward_hook(lambda *_: calls.append(1))
     x = method.sample(Request((0, 1)))
-    assert not has_statistics(method.generator) and has_statistics(labelled().generator)
+    assert not has_statistics(method.generator) and has_statistics(labeled().generator)
     assert calls == [1]
     torch.testing.assert_close(x, method.generator(method.latents((0, 1))).detach())
 

@@ -1,10 +1,10 @@
 """The conditional VAE (Sohn, Lee, Yan, Learning Structured Output Representation using Deep Conditional Generative Models, NeurIPS 2015).
 
-    log p(x|y) >= E_q(z|x,y)[log p(x|y, z)] - KL(q(z|x, y) || p(z)),   y a label                                     Sohn et al. 2015, section 4
+    log p(x|y) >= E_q(z|x,y)[log p(x|y, z)] - KL(q(z|x, y) || p(z|y)),   y a label                                   Sohn et al. 2015, section 4
 
-Encoder and decoder both know the label, so z only has to say what the label does not: style. (The paper conditions on images and has a prior
-p(z|y), too; with a label a Gaussian of each class is what the decoder's first layer can make of N(0, I) nearly by itself, so z is independent of y here,
-which the paper allows.) The label is a learned plane beside the image's channels, and a one-hot vector beside z.
+Encoder and decoder both know the label, so z only has to say what the label does not: style. Nothing forces it to: a z that also says the class costs
+no more than log K nats, and then samples from one p(z) for all labels are of the wrong class. A learned prior is therefore p(z|y), as the paper's is:
+a flow whose every layer sees the label. The label is a learned plane beside the image's channels, and a one-hot vector beside z.
 
 A share `drop` of the labels is lost in training, so that the same nets also model p(x): codes, rebuilt images and the test bound, for which nobody
 gives a label, are those of that model, and so are samples without one. Where the data have no classes this is the plain VAE.
@@ -40,7 +40,7 @@ class CVAEConfig(Setting):
 
 @final
 class CVAE(Amortized):
-    """encoder: (x, y) -> (mu, log sigma^2); decoder: (z, y) -> p(x|y, z); prior: u -> z, where it is learned."""
+    """encoder: (x, y) -> (mu, log sigma^2); decoder: (z, y) -> p(x|y, z); prior: (u, y) -> z, where it is learned."""
 
     abilities = frozenset({Ability.LABEL})
 
@@ -50,9 +50,9 @@ class CVAE(Amortized):
         if not 0 < config.drop < 1:
             raise UserError(f"--model.drop is {config.drop}: give a share above 0 (images to be coded or scored come without labels) and below 1")
         num = len(info.classes)
-        super().__init__(info, checked(config), coders(info.shape, config, 2 * config.latent, num), prior(config), parents, labelled=num > 0)
+        super().__init__(info, checked(config), coders(info.shape, config, 2 * config.latent, num), prior(config, num), parents, labeled=num > 0)
         self.config = config
-        if not self.labelled:
+        if not self.labeled:
             self.abilities = frozenset()
 
     def updates(self) -> Sequence[Update]:
@@ -61,7 +61,7 @@ class CVAE(Amortized):
 
     def seen(self, label: Tensor | None) -> Tensor | None:
         """The labels of a batch (B,), each lost, -1, with probability `drop`."""
-        if label is None or not self.labelled:
+        if label is None or not self.labeled:
             return None
         return label.masked_fill(torch.rand(len(label), device=label.device) < self.config.drop, -1)
 

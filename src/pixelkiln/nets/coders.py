@@ -11,7 +11,7 @@ from ..core.types import ImageShape
 from .convae import ConvDecoder, ConvEncoder
 from .mlp import CouplingFlow, MLPDecoder, MLPEncoder
 
-__all__ = ["LabelledDecoder", "LabelledEncoder", "Sized", "Used", "coders", "prior"]
+__all__ = ["LabeledDecoder", "LabeledEncoder", "LabeledFlow", "Sized", "Used", "coders", "prior"]
 
 
 class Sized(Protocol):
@@ -41,7 +41,7 @@ class Used(Sized, Protocol):
 
 
 @final
-class LabelledEncoder(nn.Module):
+class LabeledEncoder(nn.Module):
     """x (n, C, H, W), label (n,), -1 = none -> (n, out): a learned plane of each class, and one of no class, is one more channel of x."""
 
     def __init__(self, net: nn.Module, shape: ImageShape, classes: int) -> None:
@@ -56,7 +56,7 @@ class LabelledEncoder(nn.Module):
 
 
 @final
-class LabelledDecoder(nn.Module):
+class LabeledDecoder(nn.Module):
     """z (n, J), label (n,), -1 = none -> (n, C, H, W): the label's one-hot vector, zeros for none, beside z."""
 
     def __init__(self, net: nn.Module, classes: int) -> None:
@@ -64,8 +64,33 @@ class LabelledDecoder(nn.Module):
         self.net, self.classes = net, classes
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
-        one_hot = (label[:, None] == torch.arange(self.classes, device=label.device)).to(z.dtype)  # (n, K)
-        return self.net(torch.cat([z, one_hot], dim=1))
+        return self.net(torch.cat([z, one_hot(label, self.classes, z.dtype)], dim=1))
+
+
+@final
+class LabeledFlow(nn.Module):
+    """z = g(u; y), of each label y (n,), -1 = none: a prior p(z|y). Every coupling sees the label's one-hot vector. u, z (..., n, J)."""
+
+    def __init__(self, flow: CouplingFlow, classes: int) -> None:
+        super().__init__()
+        self.flow, self.classes = flow, classes
+
+    def _seen(self, x: Tensor, label: Tensor) -> Tensor:
+        """(..., n, K), zeros for none."""
+        return one_hot(label, self.classes, x.dtype).expand(*x.shape[:-1], -1)
+
+    def forward(self, u: Tensor, label: Tensor) -> Tensor:
+        z: Tensor = self.flow(u, self._seen(u, label))
+        return z
+
+    def inverse(self, z: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """u (..., n, J) and log |det du/dz| (..., n)."""
+        return self.flow.inverse(z, self._seen(z, label))
+
+
+def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """(n,) -> (n, K), zeros for -1."""
+    return (label[:, None] == torch.arange(classes, device=label.device)).to(dtype)
 
 
 def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
@@ -80,9 +105,12 @@ def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tupl
     else:
         encoder = ConvEncoder(seen, out, config.width, config.depth, config.hidden)
         decoder = ConvDecoder(J, shape, config.width, config.depth, config.hidden)
-    return (LabelledEncoder(encoder, shape, classes), LabelledDecoder(decoder, classes)) if classes else (encoder, decoder)
+    return (LabeledEncoder(encoder, shape, classes), LabeledDecoder(decoder, classes)) if classes else (encoder, decoder)
 
 
-def prior(config: Used) -> CouplingFlow | None:
-    """g of a learned prior z = g(u), u ~ N(0, I); None for N(0, I) itself."""
-    return CouplingFlow(config.latent, config.flow_width, config.flow_layers) if config.prior == "flow" else None
+def prior(config: Used, classes: int = 0) -> CouplingFlow | LabeledFlow | None:
+    """g of a learned prior z = g(u), u ~ N(0, I), which takes a label, too, where there are classes; None for N(0, I) itself."""
+    if config.prior == "normal":
+        return None
+    flow = CouplingFlow(config.latent, config.flow_width, config.flow_layers, classes)
+    return LabeledFlow(flow, classes) if classes else flow

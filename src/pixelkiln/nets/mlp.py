@@ -66,28 +66,28 @@ class _Coupling(nn.Module):
 
 
 class CouplingFlow(nn.Module):
-    """An invertible map u (..., J) <-> z (..., J), J >= 2: each layer scales and shifts one half of the vector as the other half says,
-    and then reverses its order. It starts as the identity, but for the order."""
+    """An invertible map u (..., J) <-> z (..., J), J >= 2: each layer scales and shifts one half of the vector as the other half, and a condition c
+    (..., num) where there is one, say, and then reverses its order. It starts as the identity, but for the order."""
 
-    def __init__(self, dims: int, width: int, layers: int) -> None:
+    def __init__(self, dims: int, width: int, layers: int, num: int = 0) -> None:
         super().__init__()
         self.sizes = [dims // 2, dims - dims // 2]
-        self.layers = nn.ModuleList(_Coupling(self.sizes[0], self.sizes[1], width) for _ in range(layers))
+        self.layers = nn.ModuleList(_Coupling(self.sizes[0] + num, self.sizes[1], width) for _ in range(layers))
 
-    def forward(self, u: Tensor) -> Tensor:
-        """z = g(u): b <- b * exp(s(a)) + t(a), layer by layer. (Dinh et al. 2017, eq. 7.)"""
+    def forward(self, u: Tensor, *c: Tensor) -> Tensor:
+        """z = g(u; c): b <- b * exp(s(a, c)) + t(a, c), layer by layer. (Dinh et al. 2017, eq. 7.)"""
         for layer in self.layers:
             a, b = u.split(self.sizes, dim=-1)
-            t, s = layer(a)
+            t, s = layer(torch.cat([a, *c], dim=-1))
             u = torch.cat([a, b * torch.exp(s) + t], dim=-1).flip(-1)
         return u
 
-    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """u = g^-1(z), (..., J), and log |det du/dz|, (...,). (Dinh et al. 2017, eq. 6 and 8.)"""
+    def inverse(self, z: Tensor, *c: Tensor) -> tuple[Tensor, Tensor]:
+        """u = g^-1(z; c), (..., J), and log |det du/dz|, (...,). (Dinh et al. 2017, eq. 6 and 8.)"""
         log_det = torch.zeros(z.shape[:-1], device=z.device)
         for layer in reversed(self.layers):
             a, b = z.flip(-1).split(self.sizes, dim=-1)
-            t, s = layer(a)
+            t, s = layer(torch.cat([a, *c], dim=-1))
             z, log_det = torch.cat([a, (b - t) * torch.exp(-s)], dim=-1), log_det - s.sum(-1)
         return z, log_det
 

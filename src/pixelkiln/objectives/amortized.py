@@ -4,7 +4,7 @@
 
 Terms are summed over pixels and latent units and averaged over the batch, in nats, so that a weight means the same at any resolution.
 A family hands over an encoder x -> (n, 2J), a decoder z -> (n, C, H, W), and an invertible prior u -> z with `inverse`, or None for N(0, I).
-Where `labelled`, encoder and decoder take a label (n,) besides, -1 = none. Codes and latents are u (u = z under N(0, I)).
+Where `labeled`, all three take a label (n,) besides, -1 = none. Codes and latents are u (u = z under N(0, I)).
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ class Coded(Method, Codec, Latent):
 
 
 class Amortized(Coded, Likelihood):
-    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned. `labelled`: the nets take labels."""
+    """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned. `labeled`: the nets take labels."""
 
     def __init__(self, info: DataInfo, config: Setting, nets: tuple[nn.Module, nn.Module], prior: nn.Module | None,
-                 parents: Mapping[str, Method] | None = None, labelled: bool = False) -> None:
+                 parents: Mapping[str, Method] | None = None, labeled: bool = False) -> None:
         super().__init__(info, parents)
-        self.setting, self.latent, self.labelled = config, config.latent, labelled
+        self.setting, self.latent, self.labeled = config, config.latent, labeled
         self.encoder, net = nets
         self.decoder = Decoder(net, None if config.likelihood == "bernoulli" else info.shape.channels)
         self.prior: Any = prior
@@ -110,7 +110,7 @@ class Amortized(Coded, Likelihood):
 
     def beside(self, label: Tensor | None, n: int) -> tuple[Tensor, ...]:
         """What the nets take besides their input: labels (n,), -1 where there are none, or nothing."""
-        if not self.labelled:
+        if not self.labeled:
             return ()
         return (torch.full((n,), -1, device=self.device) if label is None else label,)
 
@@ -136,9 +136,9 @@ class Amortized(Coded, Likelihood):
         log_prob = lik.gaussian_log_prob if self.setting.likelihood == "gaussian" else lik.logistic_log_prob
         return log_prob(x, out, log_scale)
 
-    def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z), (...,), for z (..., J); under the flow log N(g^-1(z); 0, I) + log |det dg^-1/dz|."""
-        u, log_det = (z, 0.0) if self.prior is None else self.prior.inverse(z)
+    def log_prior(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p(z), (..., B), for z (..., B, J); under the flow log N(g^-1(z); 0, I) + log |det dg^-1/dz|."""
+        u, log_det = (z, 0.0) if self.prior is None else self.prior.inverse(z, *self.beside(label, z.shape[-2]))
         return vi.log_normal(u, torch.zeros_like(u), torch.zeros_like(u)) + log_det
 
     def log_weights(self, x: Tensor, z: Tensor, mean: Tensor, log_var: Tensor, label: Tensor | None = None, weight: float = 1.0) -> Tensor:
@@ -147,7 +147,7 @@ class Amortized(Coded, Likelihood):
         xs = x.expand(k, *x.shape).flatten(0, 1)  # (K B, C, H, W)
         labels = None if label is None else label.repeat(k)
         log_p_x = self.log_likelihood(xs, z.flatten(0, 1), labels).unflatten(0, (k, len(x)))
-        return log_p_x + weight * self.log_prior(z) - weight * vi.log_normal(z, mean, log_var)
+        return log_p_x + weight * self.log_prior(z, label) - weight * vi.log_normal(z, mean, log_var)
 
     # -- training
 
@@ -161,7 +161,7 @@ class Amortized(Coded, Likelihood):
             units = vi.kl_per_unit(mean, log_var)  # (B, J)
             kl = units.sum(1).mean()
         else:
-            units, kl = None, (vi.log_normal(z, mean, log_var) - self.log_prior(z)).mean()
+            units, kl = None, (vi.log_normal(z, mean, log_var) - self.log_prior(z, label)).mean()
         return Parts(rec, kl, units, {"rec": rec.detach(), "kl": kl.detach(), **self.told(-(rec + kl), mean, units)})
 
     def told(self, nats: Tensor, mean: Tensor, units: Tensor | None) -> dict[str, Tensor]:
@@ -183,11 +183,12 @@ class Amortized(Coded, Likelihood):
     def encode(self, x: Tensor) -> Tensor:
         """Codes of the posterior means, (B, J)."""
         mean, _ = self.posterior(x)
-        return mean if self.prior is None else self.prior.inverse(mean)[0]
+        return mean if self.prior is None else self.prior.inverse(mean, *self.beside(None, len(x)))[0]
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Decoder means (B, C, H, W) in [-1, 1] for codes (B, J)."""
-        out, _ = self.decoder(z if self.prior is None else self.prior(z), *self.beside(label, len(z)))
+        given = self.beside(label, len(z))
+        out, _ = self.decoder(z if self.prior is None else self.prior(z, *given), *given)
         return 2 * torch.sigmoid(out) - 1 if self.setting.likelihood == "bernoulli" else out.clamp(-1, 1)
 
     @torch.no_grad()
@@ -207,7 +208,7 @@ class Amortized(Coded, Likelihood):
             "gaussian": "density of uniformly dequantized 8-bit images",
             "logistic": "8-bit images",
         }
-        what = of[self.setting.likelihood] + ", without their labels" * self.labelled
+        what = of[self.setting.likelihood] + ", without their labels" * self.labeled
         return Score(vi.importance_bound(torch.cat(parts)), "bound", what, self.per_dim, f"{samples} importance samples")
 
 

@@ -44,8 +44,8 @@ class Game(Method, Latent):
         self.generator, self.discriminator = generator, suited(config.rules, discriminator)
         self.objective = OBJECTIVES[config.rules.objective]
         self.shown = Shown(config.rules.augment, config.rules.noise, config.rules.noise_until, config.rules.ada)
-        self.labelled = bool(getattr(generator, "classes", 0))
-        if not self.labelled:
+        self.labeled = bool(getattr(generator, "classes", 0))
+        if not self.labeled:
             self.abilities = self.abilities - {Ability.LABEL}
 
     # -- training
@@ -148,14 +148,14 @@ class Game(Method, Latent):
 
     def label_of(self, batch: Batch) -> Tensor | None:
         """The labels of the batch, for its images and for as many generated ones: those occur as often as in the data."""
-        return batch.cond.label if self.labelled else None
+        return batch.cond.label if self.labeled else None
 
     def need_labels(self, condition: str) -> None:
         """Raises `UserError` where images have no classes, or the networks take none, which `condition` would change."""
         name = type(self).__name__.lower()
         if not self.info.classes:
             raise UserError(f"{name} learns classes, and these images have none: put them into a folder for each class, or train dcgan")
-        if not self.labelled:
+        if not self.labeled:
             raise UserError(f"{name} needs networks that take labels: give --model.nets.condition {condition}")
 
     def random_latents(self, n: int) -> Tensor:
@@ -171,15 +171,15 @@ class Game(Method, Latent):
     def from_latents(self, z: Tensor, request: Request) -> Tensor:
         """Images (n, C, H, W) in [-1, 1] for z (n, d): truncated as asked, by statistics of latents that are truncated alike."""
         label = request.cond.label
-        if self.labelled and label is None:
+        if self.labeled and label is None:
             raise UserError("this generator is conditioned on labels: give --label")
-        z, label = self.truncate(z, request), label.to(z.device) if self.labelled and label is not None else None
+        z, label = self.truncate(z, request), label.to(z.device) if self.labeled and label is not None else None
         if self.setting.statistics == "running" or not has_statistics(self.generator):
             x: Tensor = self.generator(z, label)
             return x
         m = self.setting.reference
         reference = torch.randn((m, self.setting.latent), generator=random_stream("dcgan", "reference")).to(z.device)
-        labels = torch.arange(m, device=z.device) % len(self.info.classes) if self.labelled else None
+        labels = torch.arange(m, device=z.device) % len(self.info.classes) if self.labeled else None
         return with_standing_stats(self.generator, (z, label), (self.truncate(reference, request), labels))
 
     def truncate(self, z: Tensor, request: Request) -> Tensor:

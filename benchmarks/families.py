@@ -1,13 +1,13 @@
-"""Every recipe of the family gan for the same minutes on one set of images: scores, rates, and a grid of samples of each.
+"""Every recipe of a family that generates, for the same minutes on one set of images: scores, rates, and a grid of samples of each.
 
-    python benchmarks/gans.py --data ../shared/data/mnist --work bench/gans-mnist [--minutes 2] [--seeds 3] [--recipes dcgan,wgan-gp]
-    python benchmarks/gans.py --data ../shared/data/cifar10 --work bench/gans-cifar10 --minutes 10
-    python benchmarks/gans.py --data ../shared/data/emoji/twemoji --name emoji --work bench/gans-emoji --minutes 10 --more '--data.resolution 64'
+    python benchmarks/families.py --family gan --data ../shared/data/mnist --work bench/gans-mnist [--minutes 4] [--seeds 3] [--recipes dcgan,wgan-gp]
+    python benchmarks/families.py --family vae --data ../shared/data/mnist --work bench/vaes-mnist
+    python benchmarks/families.py --family gan --data ../shared/data/emoji/twemoji --name emoji --work bench/gans-emoji --minutes 10 --more '--data.resolution 64'
 
 Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, --workers at a time, each with an equal part of the threads (OMP_NUM_THREADS, or
 2); the wall-clock is the same for all, steps are not. Scores: `fd`, precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
 if they obey), accuracy of conditional recipes. images/s: of training, a step of the generator counts as one batch whatever the discriminator's steps.
-What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-gans-NAME.json.
+What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-FAMILYs-NAME.json (gans, vaes).
 """
 
 from __future__ import annotations
@@ -15,20 +15,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import statistics
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from trained import HERE, THREADS, Failed, arrays, call, family, kept, sampled, sheet, trained
+from trained import HERE, arrays, call, each, family, kept, sampled, sheet, trained, with_threads
 
 from pixelkiln.data import open_source
 from pixelkiln.engine.features import Extractor, extractor_for
-from pixelkiln.engine.where import processor
 
 ONE = Lock()  # for the extractor
 METRICS = ("fd", "precision", "recall", "coverage", "modes", "modes-kl")
@@ -72,7 +69,8 @@ def main() -> None:
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--work", type=Path, required=True, help="where runs, samples and logs go: one folder for each set of images and each number of minutes")
     p.add_argument("--name", help="of the images in the result's name (default: the folder's)")
-    p.add_argument("--recipes", help="with commas; default: the family gan")
+    p.add_argument("--family", default="gan", help="whose recipes are trained, one after the other")
+    p.add_argument("--recipes", help="some of them, with commas")
     p.add_argument("--minutes", type=float, default=2.0)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--workers", type=int, default=1, help="runs at a time")
@@ -85,26 +83,19 @@ def main() -> None:
     extractor = extractor_for(real, test, log=print)
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
-    threads = max(1, int(THREADS) // args.workers)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {threads} threads each of {args.workers} at a time", "data": name, "rows": rows, "failed": failed}
-    target = HERE / "results" / f"{found['date']}-gans-{name}.json"
-    jobs = [(recipe, seed) for seed in range(args.seeds) for recipe in (args.recipes.split(",") if args.recipes else family("gan"))]  # all once before any twice
-
-    def note(recipe: str, seed: int, done: Future[dict[str, Any]]) -> None:
-        try:
-            rows.append(row := done.result())
-        except (Failed, ValueError) as e:
-            failed[f"{recipe} {seed}"] = str(e)
-            print(f"{recipe} {seed} is left out: {e}", flush=True)
+    found = {"date": datetime.date.today().isoformat(), "machine": with_threads(args.workers), "data": name, "rows": rows, "failed": failed}
+    target = HERE / "results" / f"{found['date']}-{args.family}s-{name}.json"
+    recipes = args.recipes.split(",") if args.recipes else family(args.family)
+    jobs = [(recipe, seed) for seed in range(args.seeds) for recipe in recipes]  # all once before any twice
+    for (recipe, seed), row in each(lambda job: one(*job, args, extractor), jobs, args.workers):
+        if isinstance(row, str):
+            failed[f"{recipe} {seed}"] = row
+            print(f"{recipe} {seed} is left out: {row}", flush=True)
         else:
+            rows.append(row)
             shown = "  ".join(f"{m} {v['value']:.3f}" for m, v in row["scores"].items() if m != "protocol")
             print(f"{recipe:16} seed {seed}  {row['images_per_s']} images/s  {shown}", flush=True)
         target.write_text(json.dumps(found, indent=1) + "\n")
-
-    with ThreadPoolExecutor(args.workers) as pool:
-        for (recipe, seed), done in [(job, pool.submit(one, *job, args, extractor)) for job in jobs]:
-            note(recipe, seed, done)
     for recipe in dict.fromkeys(r["name"] for r in rows):
         fd = [r["scores"]["fd"]["value"] for r in rows if r["name"] == recipe]
         print(f"{recipe:16} fd {statistics.median(fd):8.2f}  ({min(fd):.2f} to {max(fd):.2f} of {len(fd)})")
