@@ -8,16 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixelkiln.core.protocols import Update
 from pixelkiln.core.types import Batch, DataInfo, ImageShape, Moment, Request, UserError
 from pixelkiln.data import open_source
 from pixelkiln.methods.hvae import HVAE, HVAEConfig, hvae, kl_of, log_ratio
-from pixelkiln.nets.ladder import LadderConfig, levels
+from pixelkiln.nets.ladder import Grow, LadderConfig, Pointwise, Shrink, levels
 from pixelkiln.objectives import variational as vi
 
-NET = LadderConfig(width=6, squeeze=2, latent=2, up=(1, 1, 1), down=(1, 2, 1))
+NET = LadderConfig(width=(4, 6, 8), squeeze=2, latent=2, up=(1, 1, 1), down=(1, 2, 1))
 SMALL = HVAEConfig(NET, likelihood="bernoulli")
 START = Moment(0, 100, 0)
 
@@ -78,7 +78,10 @@ def test_the_logged_kl_is_a_sum_over_levels_and_free_bits_change_the_loss_alone(
     x, plain = images(16), loss(built(), images(16))
     by_level = [v for k, v in plain.items() if k.endswith("/kl")]
     assert [k for k in plain if k.endswith("/kl")] == ["1x1/kl", "4x4/kl", "8x8/kl"]
+    single = [v for k, v in plain.items() if k.endswith("/layer_kl")]
+    assert [k for k in plain if k.endswith("/layer_kl")] == ["1x1.1/layer_kl", "4x4.1/layer_kl", "4x4.2/layer_kl", "8x8.1/layer_kl"]
     torch.testing.assert_close(sum(by_level), plain["kl"])
+    torch.testing.assert_close(torch.stack(by_level), torch.stack([single[0], single[1] + single[2], single[3]]))
     torch.testing.assert_close(plain["loss"].detach(), plain["rec"] + plain["kl"])
     half = loss(built(replace(SMALL, warmup=0.2, beta=3.0)), x, Moment(10, 100, 0))
     torch.testing.assert_close(half["loss"].detach(), plain["rec"] + 1.5 * plain["kl"])
@@ -90,7 +93,7 @@ def test_the_logged_kl_is_a_sum_over_levels_and_free_bits_change_the_loss_alone(
 # ---- the bound
 def test_the_bound_rises_to_the_integral() -> None:
     """Two layers of one number each: p(x) is a sum over a grid of codes. The ELBO is below it, and importance weighting reaches it."""
-    method = built(replace(SMALL, net=LadderConfig(width=6, squeeze=2, latent=1, up=(1, 1), down=(1, 1), patch=4)), side=4)
+    method = built(replace(SMALL, net=LadderConfig(width=(6, 6), squeeze=2, latent=1, up=(1, 1), down=(1, 1), patch=4)), side=4)
     x = torch.randint(0, 2, (5, 1, 4, 4), generator=gen()).float() * 2 - 1  # binary: the binarization changes nothing
     line = torch.linspace(-7, 7, 121)
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), -1).flatten(0, 1)  # (N, 2)
@@ -173,9 +176,24 @@ def test_temperature_multiplies_the_deviations() -> None:
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "logistic", "mixture"])
+def test_drawn_pixels_have_the_mean_that_means_show(likelihood: str) -> None:
+    """Many draws of p(x | z) at one z: levels of the likelihood, with their mean at `picture`; and a sample's draws depend on its own seed."""
+    config = replace(SMALL, likelihood=likelihood, mixtures=2, pixels="draw")
+    method, n = built(config, 3), 4000
+    with torch.no_grad():
+        out = method.decoder(method.decoder.generate(method.latents((1,))))
+        drawn = method.drawn(out.expand(n, *out.shape[1:]), torch.rand(n, 4, 8, 8, generator=gen()))
+        error = drawn.std(0) / math.sqrt(n)
+        assert ((drawn.mean(0) - method.picture(out)[0]).abs() < 5 * error + 2 / 255 + 0.05 * (likelihood == "mixture")).all()
+    assert set(drawn.unique().tolist()) <= ({-1.0, 1.0} if likelihood == "bernoulli" else set((torch.arange(256) * (2 / 255) - 1).tolist()))
+    whole = method.sample(Request(seeds=(4, 5)))
+    assert torch.equal(whole[1:], method.sample(Request(seeds=(5,)))) and not torch.equal(whole, built(replace(config, pixels="mean"), 3).sample(Request(seeds=(4, 5))))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "logistic", "mixture"])
 @pytest.mark.parametrize(("channels", "height", "width", "net"), [
-    (1, 8, 8, NET), (3, 32, 32, LadderConfig(8, 2, 2, (1, 0, 1, 1), (1, 0, 0, 1))), (3, 16, 24, NET), (1, 28, 28, LadderConfig(8, 2, 2, (0, 1, 1, 0), (1, 0, 1, 1))),
-    (3, 12, 12, LadderConfig(8, 2, 2, (1, 1, 1), (1, 1, 1), patch=3))])
+    (1, 8, 8, NET), (3, 32, 32, LadderConfig((4, 8, 6, 8), 2, 2, (1, 0, 1, 1), (1, 0, 0, 1))), (3, 16, 24, NET), (1, 28, 28, LadderConfig((8,) * 4, 2, 2, (0, 1, 1, 0), (1, 0, 1, 1))),
+    (3, 12, 12, LadderConfig((8, 8, 8), 2, 2, (1, 1, 1), (1, 1, 1), patch=3))])
 def test_shapes(likelihood: str, channels: int, height: int, width: int, net: LadderConfig) -> None:
     method = HVAE(DataInfo(ImageShape(channels, height, width)), HVAEConfig(net, likelihood, mixtures=2))
     x = torch.zeros(2, channels, height, width)
@@ -191,7 +209,7 @@ def test_a_fresh_ladder_is_quiet_however_deep() -> None:
     spread = []
     for depth in (2, 32):
         torch.manual_seed(0)
-        net = LadderConfig(width=16, squeeze=2, latent=4, up=(1, 1), down=(depth, 1))
+        net = LadderConfig(width=(16, 16), squeeze=2, latent=4, up=(1, 1), down=(depth, 1))
         method = HVAE(DataInfo(ImageShape(1, 8, 8)), replace(SMALL, net=net))
         with torch.no_grad():
             features, drawn = method.decoder.infer(method.encoder(images(16)), torch.randn(16, method.decoder.total, generator=gen()))
@@ -216,12 +234,16 @@ def test_no_deviation_can_make_the_loss_infinite() -> None:
     assert torch.isfinite(method.sample(Request(seeds=(1,)))).all()
 
 
-def test_maps_are_enlarged_by_nearest_neighbors() -> None:
-    method = built()
-    h = torch.randn(2, 6, 4, 4, generator=gen())
-    up = method.decoder.start(h, 2, 2) - method.decoder.biases[2]
-    torch.testing.assert_close(up, h.repeat_interleave(2, 2).repeat_interleave(2, 3))
-    torch.testing.assert_close(F.avg_pool2d(up, 2), h)
+def test_maps_shrink_and_grow_by_one_linear_map_of_each_patch() -> None:
+    """A product over patches is torch's convolution whose kernel is its stride, and the reverse its transposed convolution; also of patches that are not square."""
+    x, y = torch.randn(2, 5, 6, 8, generator=gen()), torch.randn(2, 3, 3, 2, generator=gen())
+    shrink, grow, point = Shrink(5, 3, (2, 4)), Grow(3, 5, (2, 4)), Pointwise(5, 4)
+    nn.init.normal_(shrink.map.bias)
+    nn.init.normal_(grow.map.bias)
+    kernel = grow.map.weight.view(5, 2, 4, 3).permute(3, 0, 1, 2)
+    torch.testing.assert_close(shrink(x), F.conv2d(x, shrink.map.weight.view(3, 5, 2, 4), shrink.map.bias, stride=(2, 4)))
+    torch.testing.assert_close(grow(y), F.conv_transpose2d(y, kernel, stride=(2, 4)) + grow.map.bias.view(1, 5, 2, 4).repeat(1, 1, 3, 2))
+    torch.testing.assert_close(point(x), F.conv2d(x, point.weight[:, :, None, None], point.bias))
 
 
 def test_every_parameter_learns() -> None:
@@ -257,8 +279,8 @@ def test_it_learns_digits_and_uses_its_latents() -> None:
 
 # ---- mistakes
 @pytest.mark.parametrize(("change", "word"), [
-    ({"beta": -1.0}, "beta"), ({"mixtures": 0}, "mixtures"), ({"net": replace(NET, down=(1, 1))}, "levels"), ({"net": replace(NET, latent=0)}, "latent"), ({"net": replace(NET, down=(0, 2, 1))}, "finest"),
-    ({"net": LadderConfig(8, 2, 2, (1,) * 6, (1,) * 6)}, "--data.multiple 16")])
+    ({"beta": -1.0}, "beta"), ({"mixtures": 0}, "mixtures"), ({"net": replace(NET, down=(1, 1))}, "levels"), ({"net": replace(NET, width=(8, 8))}, "levels"), ({"net": replace(NET, latent=0)}, "latent"), ({"net": replace(NET, down=(0, 2, 1))}, "finest"),
+    ({"net": LadderConfig((8,) * 6, 2, 2, (1,) * 6, (1,) * 6)}, "--data.multiple 16")])
 def test_mistakes_are_one_line(change: dict[str, object], word: str) -> None:
     with pytest.raises(UserError, match=word) as caught:
         built(replace(SMALL, **change))  # type: ignore[arg-type]

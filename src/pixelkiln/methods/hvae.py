@@ -10,7 +10,7 @@ gradients stay large that skips every later one, so here the gradient is clipped
 layer, after the batch mean), which the paper does without, are options.
 
 Likelihoods: `bernoulli` models dynamically binarized images, `logistic` and `mixture` the 256 levels, by a discretized logistic per number or a mixture
-of them per pixel. Sums over dimensions, means over the batch, in nats. Samples are means of p(x | z), not draws from it. Codes and
+of them per pixel. Sums over dimensions, means over the batch, in nats. Samples are means of p(x | z), or draws from it. Codes and
 latents are u = (z - prior mean) / prior deviation of all layers, side by side: N(0, I) under the prior; `temperature` multiplies them.
 """
 
@@ -48,6 +48,7 @@ class HVAEConfig:
     warmup: float = 0.0
     free_bits: float = 0.0  # nats of a layer that cost the same whether used or not
     temperature: float = 1.0  # of samples, unless the request says otherwise
+    pixels: Literal["mean", "draw"] = "mean"  # of p(x | z), for samples
 
 
 @final
@@ -101,8 +102,18 @@ class HVAE(Method, Codec, Latent, Likelihood):
                 return lik.logistic_mean(mean, lik.soft_floor(log_scale))
         return lik.mixture_logistic_mean(lik.mixture_of(out, self.shape.channels))
 
+    def drawn(self, out: Tensor, u: Tensor) -> Tensor:
+        """Draws from p(x | z), (B, C, H, W) in [-1, 1], of the head's output and uniform u (B, 1 + C, H, W)."""
+        if self.config.likelihood == "bernoulli":
+            return 2 * (u[:, 1:] < torch.sigmoid(out)).float() - 1
+        if self.config.likelihood == "mixture":
+            return lik.mixture_logistic_sample(lik.mixture_of(out, self.shape.channels), u)
+        mean, log_scale = out.chunk(2, dim=1)
+        return lik.mixture_logistic_sample(lik.single(mean, lik.soft_floor(log_scale)), u)
+
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        """-L(x) averaged over the batch, in nats, with `beta`, warm-up and free bits; `rec` and `kl` are the plain terms, `HxW/kl` the KL of a level."""
+        """-L(x) averaged over the batch, in nats, with `beta`, warm-up and free bits; `rec` and `kl` are the plain terms, `HxW/kl` the KL of a
+        level, `HxW.i/layer_kl` that of its i-th layer."""
         c = self.config
         x = self.observed(batch.x, torch.rand_like(batch.x))
         out, drawn = self.infer(x, torch.randn(len(x), self.decoder.total, device=x.device))
@@ -118,9 +129,15 @@ class HVAE(Method, Codec, Latent, Likelihood):
         return {"loss": rec + weight * cost} | {name: term.detach() for name, term in terms.items()}
 
     def by_level(self, each: Tensor) -> dict[str, Tensor]:
-        """The layers' KL (L,) added up by their size: {"1x1/kl": ..., "7x7/kl": ...}, one chart of the report."""
-        names = [f"{height}x{width}/kl" for (height, width), _ in self.decoder.places]
-        return {name: sum((kl for kl, other in zip(each, names, strict=True) if other == name), each.new_zeros(())) for name in dict.fromkeys(names)}
+        """The layers' KL (L,) added up by their size, {"1x1/kl": ..., "7x7/kl": ...}, and one by one, {"1x1.1/layer_kl": ...}: two charts of the report."""
+        sums: dict[str, Tensor] = {}
+        single: dict[str, Tensor] = {}
+        for kl, ((height, width), _) in zip(each, self.decoder.places, strict=True):
+            level = f"{height}x{width}"
+            sums[f"{level}/kl"] = sums.get(f"{level}/kl", 0.0) + kl
+            number = 1 + sum(name.startswith(f"{level}.") for name in single)
+            single[f"{level}.{number}/layer_kl"] = kl
+        return sums | single
 
     @property
     def per_dim(self) -> float | None:
@@ -139,16 +156,25 @@ class HVAE(Method, Codec, Latent, Likelihood):
     def latents(self, seeds: Sequence[int]) -> Tensor:
         return rng.noise(rng.streams(seeds, "latent"), (self.decoder.total,), self.device)
 
-    def from_latents(self, z: Tensor, request: Request) -> Tensor:
-        """Images for codes (B, T), times the temperature."""
+    def cooled(self, z: Tensor, request: Request) -> Tensor:
+        """The head's output for codes (B, T), times the temperature."""
         temperature = self.config.temperature if request.temperature is None else request.temperature
         if temperature < 0:
             raise UserError(f"temperature {temperature:g}: give 0, for the priors' means, or more")
-        return self.decode(temperature * z)
+        return self.decoder(self.decoder.generate(temperature * z)).float()
+
+    def from_latents(self, z: Tensor, request: Request) -> Tensor:
+        """E[x | z] for codes (B, T), times the temperature."""
+        return self.picture(self.cooled(z, request))
 
     def draw(self, request: Request) -> Tensor:
         """Images for codes from N(0, temperature^2 I)."""
-        return self.from_latents(self.latents(request.seeds), request)
+        out = self.cooled(self.latents(request.seeds), request)
+        if self.config.pixels == "mean":
+            return self.picture(out)
+        channels, height, width = self.shape
+        u = torch.special.ndtr(rng.noise(rng.streams(request.seeds, "pixels"), (1 + channels, height, width), self.device))
+        return self.drawn(out, u)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
@@ -185,9 +211,9 @@ def hvae(size: Size = "small") -> Recipe:
     """A VAE with many layers of latent maps, for grey and color images with sides that are multiples of 4 (size base: of 8, the paper's net for CIFAR-10)."""
     model = by_size(
         size,
-        tiny=HVAEConfig(LadderConfig(width=8, squeeze=2, latent=2, up=(1, 1, 1), down=(1, 1, 1)), mixtures=2),
-        small=HVAEConfig(LadderConfig(width=32, squeeze=2, latent=8, up=(1, 2, 1), down=(2, 3, 2), patch=2), mixtures=5),
-        base=HVAEConfig(LadderConfig(width=384, squeeze=4, latent=16, up=(12, 7, 7, 4, 3), down=(22, 11, 6, 3, 1))),
+        tiny=HVAEConfig(LadderConfig(width=(8, 8, 8), squeeze=2, latent=2, up=(1, 1, 1), down=(1, 1, 1)), mixtures=2),
+        small=HVAEConfig(LadderConfig(width=(16, 64, 128), squeeze=2, latent=8, up=(1, 2, 1), down=(1, 3, 2), patch=2), mixtures=5),
+        base=HVAEConfig(LadderConfig(width=(384,) * 5, squeeze=4, latent=16, up=(12, 7, 7, 4, 3), down=(22, 11, 6, 3, 1))),
     )
     opt = OptConfig("adamw", lr=by_size(size, tiny=2e-3, small=3e-3, base=2e-4), betas=(0.9, 0.9), weight_decay=0.01, clip=200.0, warmup=0.02, decay="cosine", final=0.05)
     train = TrainConfig(

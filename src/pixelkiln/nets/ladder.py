@@ -28,6 +28,7 @@ from ..core.types import ImageShape, UserError
 __all__ = ["Drawn", "LadderConfig", "LadderDecoder", "LadderEncoder", "levels"]
 
 LIMIT = 5.0  # logarithms of deviations stay in (-5, 5)
+RECTIFIED = math.sqrt(2)  # what a GELU before a layer takes away
 BIASED = 64  # longest side of a map that starts with a learned one
 
 
@@ -35,7 +36,7 @@ BIASED = 64  # longest side of a map that starts with a learned one
 class LadderConfig:
     """Sizes of both nets, level by level: the image (or its patches), half its side, a quarter, ..., and last one vector."""
 
-    width: int = 64  # channels of h
+    width: tuple[int, ...] = (64, 64, 64, 64)  # channels of h at each level
     squeeze: int = 4  # the bottlenecks have so many times fewer
     latent: int = 16  # channels of each z
     up: tuple[int, ...] = (2, 2, 2, 1)  # residual blocks of the encoder at each level
@@ -45,9 +46,9 @@ class LadderConfig:
 
 def levels(shape: ImageShape, config: LadderConfig) -> list[tuple[int, int]]:
     """Sides (height, width) of the levels. UserError where the image's sides cannot be halved so often."""
-    if len(config.up) != len(config.down) or len(config.down) < 2:
+    if not len(config.width) == len(config.up) == len(config.down) or len(config.down) < 2:
         raise UserError(f"--model.net.up and --model.net.down have {len(config.up)} and {len(config.down)} levels: give both as many, 2 or more")
-    if min(config.up + config.down) < 0 or min(config.width, config.squeeze, config.latent, config.patch) < 1:
+    if min(config.up + config.down) < 0 or min(*config.width, config.squeeze, config.latent, config.patch) < 1:
         raise UserError("--model.net needs a width, squeeze, latent and patch of 1 or more, and no negative number")
     if not config.down[0]:
         raise UserError("--model.net.down starts with 0: without a layer at the finest level its pixels are copies of coarser ones; give 1 or more, or a larger patch")
@@ -69,19 +70,70 @@ class Drawn(NamedTuple):
 
 
 @final
+class Pointwise(nn.Linear):
+    """A 1x1 convolution, (B, C, h, w) -> (B, outs, h, w), as a matrix product: on a processor the library's own is up to three times slower."""
+
+    def __init__(self, ins: int, outs: int, gain: float = 1.0) -> None:
+        super().__init__(ins, outs)
+        _start(self, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _start(part: nn.Linear | nn.Conv2d, gain: float = 1.0) -> None:
+    """Weights that make outputs as large as inputs, times `gain`, and no bias. (He et al. 2015.)"""
+    nn.init.kaiming_normal_(part.weight, nonlinearity="linear")
+    nn.init.zeros_(part.bias)  # type: ignore[arg-type]
+    with torch.no_grad():
+        part.weight.mul_(gain)
+
+
+@final
 class Bottleneck(nn.Sequential):
     """1x1, 3x3, 3x3, 1x1 convolutions, a GELU before each (figure 3); all of them 1x1 on maps of one or two pixels. The last one is times `gain`."""
 
     def __init__(self, ins: int, middle: int, outs: int, side: int, gain: float = 1.0) -> None:
-        k = 3 if side > 2 else 1
-        first, last = nn.Conv2d(ins, middle, 1), nn.Conv2d(middle, outs, 1)
-        inner = [nn.Conv2d(middle, middle, k, padding=k // 2) for _ in range(2)]
-        super().__init__(nn.GELU(), first, nn.GELU(), inner[0], nn.GELU(), inner[1], nn.GELU(), last)
-        for conv in (first, *inner, last):
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if conv is last else "relu")
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        with torch.no_grad():
-            last.weight.mul_(gain)
+        inner: list[nn.Module] = []
+        for _ in range(2):
+            conv = nn.Conv2d(middle, middle, 3, padding=1) if side > 2 else Pointwise(middle, middle)
+            _start(conv, RECTIFIED)
+            inner += [nn.GELU(), conv]
+        super().__init__(nn.GELU(), Pointwise(ins, middle, RECTIFIED), *inner, nn.GELU(), Pointwise(middle, outs, gain))
+
+
+@final
+class Shrink(nn.Module):
+    """(B, C, a h, b w) -> (B, outs, h, w): one linear map of all patches of a x b pixels."""
+
+    def __init__(self, ins: int, outs: int, many: tuple[int, int]) -> None:
+        super().__init__()
+        self.many = many
+        self.map = nn.Linear(ins * math.prod(many), outs)
+        _start(self.map)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x.unflatten(3, (-1, self.many[1])).unflatten(2, (-1, self.many[0]))  # (B, C, h, a, w, b)
+        return self.map(patches.permute(0, 2, 4, 1, 3, 5).flatten(3)).permute(0, 3, 1, 2)
+
+
+@final
+class Grow(nn.Module):
+    """(B, C, h, w) -> (B, outs, a h, b w): each pixel becomes a patch of a x b, by one linear map. The reverse of `Shrink`."""
+
+    def __init__(self, ins: int, outs: int, many: tuple[int, int]) -> None:
+        super().__init__()
+        self.many = many
+        self.map = nn.Linear(ins, outs * math.prod(many))
+        _start(self.map)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.map(x.permute(0, 2, 3, 1)).unflatten(3, (-1, *self.many))  # (B, h, w, outs, a, b)
+        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # (B, outs, a h, b w)
+
+
+def _ratio(fine: tuple[int, int], coarse: tuple[int, int]) -> tuple[int, int]:
+    return fine[0] // coarse[0], fine[1] // coarse[1]
 
 
 @final
@@ -91,19 +143,20 @@ class LadderEncoder(nn.Module):
     def __init__(self, shape: ImageShape, config: LadderConfig) -> None:
         super().__init__()
         self.sides = levels(shape, config)
-        w, gain = config.width, 1 / math.sqrt(max(sum(config.up), 1))
-        middle = max(w // config.squeeze, 1)
+        gain = 1 / math.sqrt(max(sum(config.up), 1))
         self.patch = config.patch
-        self.first = nn.Conv2d(shape.channels * config.patch**2, w, 3, padding=1)
+        self.first = nn.Conv2d(shape.channels * config.patch**2, config.width[0], 3, padding=1)
+        self.shrink = nn.ModuleList(Shrink(*config.width[i : i + 2], _ratio(*self.sides[i : i + 2])) for i in range(len(self.sides) - 1))
         self.blocks = nn.ModuleList(
-            nn.ModuleList(Bottleneck(w, middle, w, min(side), gain) for _ in range(num)) for side, num in zip(self.sides, config.up, strict=True)
+            nn.ModuleList(Bottleneck(w, max(w // config.squeeze, 1), w, min(side), gain) for _ in range(num))
+            for w, side, num in zip(config.width, self.sides, config.up, strict=True)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         h, found = self.first(F.pixel_unshuffle(x, self.patch)), []
         for i, blocks in enumerate(self.blocks):
             if i:
-                h = h.mean((2, 3), keepdim=True) if i == len(self.sides) - 1 else F.avg_pool2d(h, 2)
+                h = self.shrink[i - 1](h)
             for block in blocks:  # type: ignore[attr-defined]
                 h = h + block(h)
             found.append(h)
@@ -114,18 +167,15 @@ class LadderEncoder(nn.Module):
 class Layer(nn.Module):
     """One z of the way down."""
 
-    def __init__(self, config: LadderConfig, side: int, gain: float) -> None:
+    def __init__(self, config: LadderConfig, w: int, side: int, gain: float) -> None:
         super().__init__()
-        w, z = config.width, config.latent
+        z = config.latent
         middle = max(w // config.squeeze, 1)
         self.parts = (z, z, w)
         self.prior = Bottleneck(w, middle, 2 * z + w, side, 0.0)
         self.posterior = Bottleneck(2 * w, middle, 2 * z, side)
-        self.enter = nn.Conv2d(z, w, 1)
+        self.enter = Pointwise(z, w, gain)
         self.residual = Bottleneck(w, middle, w, side, gain)
-        nn.init.zeros_(self.enter.bias)  # type: ignore[arg-type]
-        with torch.no_grad():
-            self.enter.weight.mul_(gain)
 
     def expect(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """h with the prior's features, and the prior's mean and log-deviation, (B, Z, h, w)."""
@@ -157,14 +207,16 @@ class LadderDecoder(nn.Module):
         self.sides = levels(shape, config)[::-1]  # from coarse to fine
         self.down = config.down[::-1]
         gain = 1 / math.sqrt(sum(config.down))
-        self.biases = nn.ParameterList(torch.zeros(config.width, h, w) for h, w in self.sides if max(h, w) <= BIASED)
+        widths = config.width[::-1]
+        self.biases = nn.ParameterList(torch.zeros(n, h, w) for n, (h, w) in zip(widths, self.sides, strict=True) if max(h, w) <= BIASED)
+        self.grow = nn.ModuleList(Grow(*widths[i : i + 2], _ratio(self.sides[i + 1], self.sides[i])) for i in range(len(self.sides) - 1))
         self.blocks = nn.ModuleList(
-            nn.ModuleList(Layer(config, min(side), gain) for _ in range(num)) for side, num in zip(self.sides, self.down, strict=True)
+            nn.ModuleList(Layer(config, w, min(side), gain) for _ in range(num)) for w, side, num in zip(widths, self.sides, self.down, strict=True)
         )
-        self.gain = nn.Parameter(torch.ones(config.width, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(config.width, 1, 1))
+        self.gain = nn.Parameter(torch.ones(widths[-1], 1, 1))
+        self.bias = nn.Parameter(torch.zeros(widths[-1], 1, 1))
         self.patch = config.patch
-        self.head = nn.Conv2d(config.width, outs * config.patch**2, 1)
+        self.head = nn.Conv2d(widths[-1], outs * config.patch**2, 3, padding=1)
         self.places = [(side, config.latent * side[0] * side[1]) for side, num in zip(self.sides, self.down, strict=True) for _ in range(num)]
         self.total = sum(size for _, size in self.places)
 
@@ -181,7 +233,7 @@ class LadderDecoder(nn.Module):
         """The state that a level begins with: the coarser one enlarged, and a learned map."""
         height, width = self.sides[level]
         if h is not None:
-            h = F.interpolate(h, size=(height, width), mode="nearest")
+            h = self.grow[level - 1](h)
         if level >= len(self.biases):
             assert h is not None
             return h

@@ -22,6 +22,7 @@ __all__ = [
     "continuous_bernoulli_log_prob",
     "continuous_bernoulli_mean",
     "dequantize",
+    "dequantize_unit",
     "discrete_levels",
     "discretized_gaussian_log_prob",
     "gaussian_log_prob",
@@ -32,6 +33,7 @@ __all__ = [
     "mixture_logistic_sample",
     "mixture_of",
     "mixture_size",
+    "single",
     "soft_floor",
 ]
 
@@ -60,6 +62,11 @@ def dequantize(x: Tensor, u: Tensor, levels: int = 256) -> Tensor:
     Under it E log p(x + noise) + D log(2 / (levels - 1)) is at most the log-probability of the discrete image (Theis et al. 2016).
     """
     return x + (2 * u - 1) / (levels - 1)
+
+
+def dequantize_unit(x: Tensor, u: Tensor, levels: int = 256) -> Tensor:
+    """The same on [0, 1], without a rest: (v + u) / levels of level v. A density there is `levels` times a level's probability."""
+    return (discrete_levels(x, levels) + u) / levels
 
 
 def discrete_levels(x: Tensor, levels: int = 256) -> Tensor:
@@ -131,6 +138,13 @@ def mixture_of(raw: Tensor, channels: int) -> Mixture:
     parts = (channels, channels, channels * (channels - 1) // 2)
     mean, log_scale, coeff = rest.unflatten(-3, (num, sum(parts))).split(parts, dim=-3)
     return Mixture(logits, mean, soft_floor(log_scale), torch.tanh(coeff))
+
+
+def single(mean: Tensor, log_scale: Tensor) -> Mixture:
+    """One discretized logistic for each number, as a mixture of one whose channels do not see each other: mean and log_scale (..., C, H, W)."""
+    *some, channels, height, width = mean.shape
+    none = mean.new_zeros(*some, 1, channels * (channels - 1) // 2, height, width)
+    return Mixture(mean.new_zeros(*some, 1, height, width), mean[..., None, :, :, :], log_scale.expand_as(mean)[..., None, :, :, :], none)
 
 
 def _shift(mix: Mixture, channel: int, before: Tensor) -> Tensor:
