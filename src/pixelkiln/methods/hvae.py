@@ -212,10 +212,11 @@ def hvae(size: Size = "small") -> Recipe:
     model = by_size(
         size,
         tiny=HVAEConfig(LadderConfig(width=(8, 8, 8), squeeze=2, latent=2, up=(1, 1, 1), down=(1, 1, 1)), mixtures=2),
-        small=HVAEConfig(LadderConfig(width=(16, 64, 128), squeeze=2, latent=8, up=(1, 2, 1), down=(1, 3, 2), patch=2), mixtures=5),
+        small=HVAEConfig(LadderConfig(width=(16, 64, 128), squeeze=2, latent=8, up=(1, 2, 1), down=(1, 2, 2), patch=2), mixtures=5, warmup=0.2),
         base=HVAEConfig(LadderConfig(width=(384,) * 5, squeeze=4, latent=16, up=(12, 7, 7, 4, 3), down=(22, 11, 6, 3, 1))),
     )
-    opt = OptConfig("adamw", lr=by_size(size, tiny=2e-3, small=3e-3, base=2e-4), betas=(0.9, 0.9), weight_decay=0.01, clip=200.0, warmup=0.02, decay="cosine", final=0.05)
+    kind, lr, beta2 = by_size(size, tiny=("adamw", 6e-3, 0.99), small=("muon", 1e-2, 0.99), base=("adamw", 2e-4, 0.9))
+    opt = OptConfig(kind, lr=lr, betas=(0.9, beta2), weight_decay=0.01, clip=200.0, warmup=0.05, decay="cosine", final=0.05)
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=20_000, base=500_000),
         batch=32,

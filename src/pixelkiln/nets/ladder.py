@@ -5,9 +5,12 @@ the way down has a state h, a prior p(z | h) that sees h alone, a posterior q(z 
 
     h <- h + prior's features,   h <- h + W z,   h <- h + bottleneck(h),
 
-with coarser maps enlarged by nearest neighbors. What keeps a deep ladder quiet at the start: the last convolution of every residual
-branch, and W, are divided by sqrt(number of branches), and the prior's last one is zero, so that every prior starts as N(0, I). All others start
-with weights that keep the size of what they see (He et al. 2015, arXiv 1502.01852): four small convolutions after one another begin as nearly nothing.
+What keeps a deep ladder quiet at the start: the last convolution of every residual branch, and W, are divided by sqrt(number of branches), and
+the prior's last one is zero, so that every prior starts as N(0, I). All others start with weights that keep the size of what they see (He et al.
+2015, arXiv 1502.01852): four small convolutions after one another would begin as nearly nothing.
+
+Between levels the paper takes means over pixels on the way up, and copies of pixels on the way down. From 7 x 7 pixels to one vector and back that loses
+every place, and the vector stays silent until convolutions have found places again. Here each patch of pixels goes through one learned linear map.
 
 Legend: B images, C channels of h, Z of a layer's z, L layers, T numbers in all z together; u = (z - prior mean) / prior deviation.
 """
@@ -36,22 +39,22 @@ BIASED = 64  # longest side of a map that starts with a learned one
 class LadderConfig:
     """Sizes of both nets, level by level: the image (or its patches), half its side, a quarter, ..., and last one vector."""
 
-    width: tuple[int, ...] = (64, 64, 64, 64)  # channels of h at each level
+    width: tuple[int, ...] = (64, 64, 64, 64)  # channels of h
     squeeze: int = 4  # the bottlenecks have so many times fewer
     latent: int = 16  # channels of each z
-    up: tuple[int, ...] = (2, 2, 2, 1)  # residual blocks of the encoder at each level
-    down: tuple[int, ...] = (2, 3, 3, 2)  # layers with a z at each level
+    up: tuple[int, ...] = (2, 2, 2, 1)  # residual blocks of the encoder
+    down: tuple[int, ...] = (2, 3, 3, 2)  # layers with a z
     patch: int = 1  # side of the patches that become channels first: the finest level is so many times smaller than the image
 
 
 def levels(shape: ImageShape, config: LadderConfig) -> list[tuple[int, int]]:
     """Sides (height, width) of the levels. UserError where the image's sides cannot be halved so often."""
     if not len(config.width) == len(config.up) == len(config.down) or len(config.down) < 2:
-        raise UserError(f"--model.net.up and --model.net.down have {len(config.up)} and {len(config.down)} levels: give both as many, 2 or more")
+        raise UserError(f"--model.net.width, up and down have {len(config.width)}, {len(config.up)} and {len(config.down)} levels: give all as many, 2 or more")
     if min(config.up + config.down) < 0 or min(*config.width, config.squeeze, config.latent, config.patch) < 1:
         raise UserError("--model.net needs a width, squeeze, latent and patch of 1 or more, and no negative number")
-    if not config.down[0]:
-        raise UserError("--model.net.down starts with 0: without a layer at the finest level its pixels are copies of coarser ones; give 1 or more, or a larger patch")
+    if not sum(config.down):
+        raise UserError("--model.net.down has no layer: give 1 or more at some level")
     many = config.patch * int(2 ** (len(config.down) - 2))
     if shape.height % many or shape.width % many:
         raise UserError(f"images of {shape.height}x{shape.width} have no {len(config.down)} levels in patches of {config.patch}: give --data.multiple {many}")
@@ -138,7 +141,7 @@ def _ratio(fine: tuple[int, int], coarse: tuple[int, int]) -> tuple[int, int]:
 
 @final
 class LadderEncoder(nn.Module):
-    """x (B, channels, H, W) -> a map (B, C, h, w) for each level, from fine to coarse: residual bottlenecks, then means over 2 x 2 pixels, at last over all."""
+    """x (B, channels, H, W) -> a map (B, C, h, w) for each level, from fine to coarse: residual bottlenecks, then one map of 2 x 2 pixels to one, at last of all."""
 
     def __init__(self, shape: ImageShape, config: LadderConfig) -> None:
         super().__init__()
