@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders
 from ..objectives.amortized import Amortized, Modeled, Setting, checked
@@ -90,4 +90,5 @@ def beta_vae(size: Size = "small") -> Recipe:
         family="vae",
         paper="Higgins et al., beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework, ICLR 2017; capacity: Burgess et al. 2018",
         summary="a VAE that pays more for its codes: fewer, independent ones that can be named",
+        expect=on_mnist(size, "beta-vae", "3m", "avx2", fd=15.1),
     )

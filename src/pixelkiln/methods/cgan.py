@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import final
 
 from ..core.protocols import Method
-from ..core.recipe import Recipe, Size, Stage, by_size
+from ..core.recipe import Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
+from ..objectives.rules import Rules, Setting, adam, data_for, training
 
 __all__ = ["CGAN", "CGANConfig", "cgan"]
 
@@ -50,5 +50,5 @@ def cgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Mirza, Osindero, Conditional Generative Adversarial Nets, 2014, arXiv 1411.1784",
         summary="labels beside the inputs of both players",
-        expect=measured(size, "cgan", 6.22),
+        expect=on_mnist(size, "cgan", "4m", "avx2", fd=6.22),
     )

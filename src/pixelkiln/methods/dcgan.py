@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import final
 
 from ..core.protocols import Method
-from ..core.recipe import Expect, Recipe, Size, Stage, by_size
+from ..core.recipe import Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
@@ -29,8 +29,6 @@ from ..objectives.game import Game
 from ..objectives.rules import Rules, Setting, adam, data_for, training
 
 __all__ = ["DCGAN", "DCGANConfig", "dcgan"]
-
-MEASURED = (Expect("fd", 9.49, "mnist", "pixelkiln train dcgan --data mnist --out R --budget 5m", "2 cores of a Xeon with AMX, bf16"),)
 
 
 @dataclass(frozen=True)
@@ -60,5 +58,5 @@ def dcgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Radford, Metz, Chintala, Unsupervised Representation Learning with Deep Convolutional GANs, 2016, arXiv 1511.06434",
         summary="deep convolutional GAN with the non-saturating loss",
-        expect=by_size(size, tiny=(), small=MEASURED, base=()),
+        expect=on_mnist(size, "dcgan", "4m", "avx2", fd=23.0),
     )

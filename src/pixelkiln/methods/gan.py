@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import final
 
 from ..core.protocols import Method
-from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
+from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import DataInfo
 from ..nets.mlpgan import MLPNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, measured, training
+from ..objectives.rules import Rules, Setting, adam, training
 
 __all__ = ["GAN", "GANConfig", "gan"]
 
@@ -53,5 +53,5 @@ def gan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Goodfellow, Pouget-Abadie, Mirza, Xu, Warde-Farley, Ozair, Courville, Bengio, Generative Adversarial Networks, 2014, arXiv 1406.2661",
         summary="the first adversarial game, between two perceptrons",
-        expect=measured(size, "gan", 25.3),
+        expect=on_mnist(size, "gan", "4m", "avx2", fd=25.3),
     )

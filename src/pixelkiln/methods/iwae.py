@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders, prior
 from ..objectives import variational as vi
@@ -98,4 +98,5 @@ def iwae(size: Size = "small") -> Recipe:
         family="vae",
         paper="Burda, Grosse, Salakhutdinov, Importance Weighted Autoencoders, 2016, arXiv 1509.00519",
         summary="a VAE with a tighter bound, by several samples of the code for every image",
+        expect=on_mnist(size, "iwae", "3m", "avx2", fd=25.4),
     )

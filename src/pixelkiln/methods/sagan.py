@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import final
 
 from ..core.protocols import Method
-from ..core.recipe import Recipe, Size, Stage, by_size
+from ..core.recipe import Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import DataInfo
 from ..nets.players import Players, players
 from ..nets.resgan import ResNets
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, adam, data_for, measured, training
+from ..objectives.rules import Rules, Setting, adam, data_for, training
 
 __all__ = ["SAGAN", "SAGANConfig", "sagan"]
 
@@ -59,5 +59,5 @@ def sagan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Zhang, Goodfellow, Metaxas, Odena, Self-Attention Generative Adversarial Networks, 2019, arXiv 1805.08318",
         summary="self-attention and spectral norms on both sides, two learning rates",
-        expect=measured(size, "sagan", 5.1),
+        expect=on_mnist(size, "sagan", "4m", "avx2", fd=5.1),
     )

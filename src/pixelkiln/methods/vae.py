@@ -25,7 +25,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders, prior
 from ..objectives import variational as vi
@@ -33,10 +33,6 @@ from ..objectives.amortized import Amortized, Setting, checked
 
 __all__ = ["VAE", "VAEConfig", "vae", "vae_mlp"]
 
-MEASURED = {
-    "vae": (Expect("fd", 5.09, "mnist", "pixelkiln train vae --data mnist --out R --budget 2m", "2 cores of a Xeon with AMX, bf16"),),
-    "vae-mlp": (Expect("fd", 20.0, "mnist", "pixelkiln train vae-mlp --data mnist --out R --budget 2m", "2 cores of a Xeon with AMX, bf16"),),
-}
 PAPER = "Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv 1312.6114"
 
 
@@ -89,7 +85,7 @@ def vae(size: Size = "small") -> Recipe:
     )
     stage = Stage(method=VAE, model=model, data=DataConfig(multiple=4), train=train)
     summary = "convolutional VAE with a learned prior: fast, blurry, with a likelihood"
-    return Recipe((stage,), family="vae", paper=PAPER, summary=summary, expect=by_size(size, tiny=(), small=MEASURED["vae"], base=()))
+    return Recipe((stage,), family="vae", paper=PAPER, summary=summary, expect=on_mnist(size, "vae", "2m", fd=5.09))
 
 
 def vae_mlp(size: Size = "small") -> Recipe:
@@ -107,4 +103,4 @@ def vae_mlp(size: Size = "small") -> Recipe:
     )
     stage = Stage(method=VAE, model=model, train=train)
     return Recipe((stage,), family="vae", paper=PAPER, summary="the first VAE: two perceptrons, binarized images",
-                  expect=by_size(size, tiny=(), small=MEASURED["vae-mlp"], base=()))
+                  expect=on_mnist(size, "vae-mlp", "2m", fd=20.0))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders
 from ..objectives.amortized import Coded, Coding
@@ -102,4 +102,5 @@ def wae(size: Size = "small") -> Recipe:
         family="vae",
         paper="Tolstikhin, Bousquet, Gelly, Schoelkopf, Wasserstein Auto-Encoders, 2018, arXiv 1711.01558",
         summary="an autoencoder whose codes together look like N(0, I), by MMD; no likelihood",
+        expect=on_mnist(size, "wae", "3m", "avx2", fd=17.6),
     )

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import final
 
 from ..core.protocols import Method
-from ..core.recipe import OptConfig, Recipe, Size, Stage, by_size
+from ..core.recipe import OptConfig, Recipe, Size, Stage, by_size, on_mnist
 from ..core.types import DataInfo
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
 from ..objectives.game import Game
-from ..objectives.rules import Rules, Setting, data_for, measured, training
+from ..objectives.rules import Rules, Setting, data_for, training
 
 __all__ = ["WGAN", "WGANConfig", "wgan"]
 
@@ -53,5 +53,5 @@ def wgan(size: Size = "small") -> Recipe:
         family="gan",
         paper="Arjovsky, Chintala, Bottou, Wasserstein GAN, 2017, arXiv 1701.07875",
         summary="Wasserstein distance by a critic with weights cut to a small box",
-        expect=measured(size, "wgan", 44.7),
+        expect=on_mnist(size, "wgan", "4m", "avx2", fd=44.7),
     )

@@ -8,13 +8,13 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Size, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Size, TrainConfig, by_size
 from ..core.types import UserError
 from ..layers.ada import Groups
 from .adversarial import OBJECTIVES, Name
 from .truncation import Truncation
 
-__all__ = ["Rules", "Setting", "adam", "checked", "data_for", "measured", "suited", "training"]
+__all__ = ["Rules", "Setting", "adam", "checked", "data_for", "suited", "training"]
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,3 @@ def training(size: Size, *, d: OptConfig, g: OptConfig, batch: int = 128, steps:
         opts={"d": d, "g": g},
         ema=EmaConfig(half_life=by_size(size, tiny=20_000.0, small=20_000.0, base=half_life), ramp=0.02),
     )
-
-
-def measured(size: Size, recipe: str, fd: float) -> tuple[Expect, ...]:
-    """The `fd` of a recipe's small size in the table of docs/gans.md; () for other sizes."""
-    if size != "small":
-        return ()
-    return (Expect("fd", fd, "mnist", f"pixelkiln train {recipe} --data mnist --out R --budget 4m --threads 1", "1 core of an AMD EPYC with AVX2, fp32"),)
