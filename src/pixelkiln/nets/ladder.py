@@ -17,6 +17,7 @@ Legend: B images, C channels of h, Z of a layer's z, L layers, T numbers in all 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ class LadderEncoder(nn.Module):
         gain = 1 / math.sqrt(max(sum(config.up), 1))
         self.patch = config.patch
         self.first = nn.Conv2d(shape.channels * config.patch**2, config.width[0], 3, padding=1)
-        self.shrink = nn.ModuleList(Shrink(*config.width[i : i + 2], _ratio(*self.sides[i : i + 2])) for i in range(len(self.sides) - 1))
+        self.shrink = nn.ModuleList(Shrink(a, b, _ratio(s, t)) for (a, s), (b, t) in itertools.pairwise(zip(config.width, self.sides, strict=True)))
         self.blocks = nn.ModuleList(
             nn.ModuleList(Bottleneck(w, max(w // config.squeeze, 1), w, min(side), gain) for _ in range(num))
             for w, side, num in zip(config.width, self.sides, config.up, strict=True)
@@ -212,7 +213,7 @@ class LadderDecoder(nn.Module):
         gain = 1 / math.sqrt(sum(config.down))
         widths = config.width[::-1]
         self.biases = nn.ParameterList(torch.zeros(n, h, w) for n, (h, w) in zip(widths, self.sides, strict=True) if max(h, w) <= BIASED)
-        self.grow = nn.ModuleList(Grow(*widths[i : i + 2], _ratio(self.sides[i + 1], self.sides[i])) for i in range(len(self.sides) - 1))
+        self.grow = nn.ModuleList(Grow(a, b, _ratio(t, s)) for (a, s), (b, t) in itertools.pairwise(zip(widths, self.sides, strict=True)))
         self.blocks = nn.ModuleList(
             nn.ModuleList(Layer(config, w, min(side), gain) for _ in range(num)) for w, side, num in zip(widths, self.sides, self.down, strict=True)
         )

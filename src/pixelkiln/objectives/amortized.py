@@ -135,8 +135,8 @@ class Amortized(Coded, Likelihood):
         """log p(x|z), (B,), for what `observed` returns and z (B, J)."""
         out, log_scale = self.decoder(z, *self.beside(label, len(z)))
         if log_scale is None:
-            log_prob = lik.bernoulli_log_prob if self.setting.likelihood == "bernoulli" else lik.continuous_bernoulli_log_prob
-            return log_prob((x + 1) / 2, out)
+            of_logits = lik.bernoulli_log_prob if self.setting.likelihood == "bernoulli" else lik.continuous_bernoulli_log_prob
+            return of_logits((x + 1) / 2, out)
         log_prob = lik.gaussian_log_prob if self.setting.likelihood == "gaussian" else lik.logistic_log_prob
         return log_prob(x, out, log_scale)
 
