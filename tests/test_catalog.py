@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pixelkiln.core.catalog import builtin, find, overridable, override, stages_from_json, stages_to_json
-from pixelkiln.core.protocols import Classifier, Latent, Method, Tokenizer, Update
+from pixelkiln.core.protocols import Classifier, Codec, Latent, Method, Tokenizer, Update
 from pixelkiln.core.recipe import Recipe
 from pixelkiln.core.types import Ability, Condition, DataInfo, Moment, Request, UserError
 from pixelkiln.data import Feed, open_source
@@ -31,7 +31,7 @@ def built(name: str, seed: int = 0, where: Where = WHERE) -> tuple[Recipe, Metho
     data = open_source("digits", stage.data, "train")
     parents: dict[str, Method] = {}
     for role, protocol in stage.method.roles.items():
-        base = builtin()[{Classifier: "classifier", Latent: "dcgan", Tokenizer: "vqvae"}.get(protocol, "ddpm")]("tiny").last
+        base = builtin()[{Classifier: "classifier", Codec: "vae", Latent: "dcgan", Tokenizer: "vqvae"}.get(protocol, "ddpm")]("tiny").last
         parents[role] = make(base, DataInfo(data.info.shape, data.classes), {}, 1)
     method = make(stage, data.info, parents, seed)
     where.place(method)

@@ -201,7 +201,7 @@ def test_show_and_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_help_is_complete_and_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("list", "train", "sample", "interpolate", "traverse", "evaluate", "show"):
+    for verb in ("list", "train", "sample", "interpolate", "traverse", "arithmetic", "reconstruct", "embed", "evaluate", "show"):
         assert pixelkiln(verb, "--help") == 0
         assert "usage: pixelkiln" in capsys.readouterr().out
     assert pixelkiln("train", "ddpm", "--help") == 0

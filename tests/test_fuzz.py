@@ -181,7 +181,7 @@ def test_labels(text: str) -> None:
 
 
 @settings(FUZZ, max_examples=120)
-@given(st.sampled_from(["list", "show", "sample", "evaluate", "interpolate", "traverse", "train", ""]), st.lists(st.one_of(
+@given(st.sampled_from(["list", "show", "sample", "evaluate", "interpolate", "traverse", "arithmetic", "reconstruct", "embed", "train", ""]), st.lists(st.one_of(
     WORD, st.sampled_from(["--out", "--data", "--label", "--json", "-n", "--seed", "--budget", "--size", "--family", "--steps", "--help", "nowhere"])), max_size=5))
 def test_command_lines(verb: str, words: list[str]) -> None:
     """Nothing that is typed before there is a run or data ends otherwise than in 0 or 2."""

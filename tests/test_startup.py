@@ -50,6 +50,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "argv",
     [("--version",), ("--help",), ("list",), ("list", "--json"), ("list", "--help"), ("train", "--help"), ("train", "ddpm", "--help"),
      ("train", "vae_mlp", "--size", "tiny", "--help"), ("sample", "--help"), ("interpolate", "--help"), ("traverse", "--help"), ("show", "--help"),
+     ("arithmetic", "--help"), ("reconstruct", "--help"), ("embed", "--help"),
      ("solvers", "--help"), ("ema", "--help"),
      ("train", "ddpm", "--out", "x", "--model.net.widht", "3")],
     ids=" ".join,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
 
-__all__ = ["Classifier", "Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Score", "Tokenizer", "Update"]
+__all__ = ["Classifier", "Codec", "Denoiser", "Fit", "Latent", "Likelihood", "Method", "Posterior", "Score", "Tokenizer", "Update"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,25 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor: ...
+
+
+class Posterior(Codec):
+    """A codec with a distribution over the vectors z that an image may be the code of: q(z|x) = N(mean, exp(log_var)).
+
+    label (B,) int64, -1 = none, of a method that takes labels; None: none of them has one.
+    """
+
+    def observed(self, x: Tensor, u: Tensor) -> Tensor:
+        """What `posterior` is to be given, made of images x and uniform u in [0, 1), both (B, C, H, W)."""
+        return x
+
+    @abstractmethod
+    def posterior(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """mean (B, J) and log_var (B, J), None where a code is a point."""
+
+    @abstractmethod
+    def paint(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) of z (B, J), which `decode` makes of codes: these are another coordinate system where a prior is learned."""
 
 
 class Tokenizer(Codec):

@@ -6,7 +6,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..core.types import UserError
 from .images import ImageSet, Split, check_labels, code_labels, hold_out
 from .prepare import prepare
 
-__all__ = ["open_npz", "write_npz"]
+__all__ = ["open_npz", "write_arrays", "write_npz"]
 
 
 def write_npz(
@@ -29,7 +29,6 @@ def write_npz(
     classes: Sequence[str] = (),
 ) -> None:
     """Write images uint8 (N, H, W, C), labels (N,) and class names. The file is written aside, synced and renamed: whole or absent."""
-    path = Path(path)
     parts: dict[str, Any] = {"images": np.asarray(images)}
     assert (parts["images"].dtype, parts["images"].ndim) == (np.uint8, 4), "images are uint8 (N, H, W, C)"
     if labels is not None:
@@ -37,6 +36,11 @@ def write_npz(
         assert parts["labels"].shape == parts["images"].shape[:1], "one label an image"
     if classes:
         parts["classes"] = np.array(list(classes), dtype=np.str_)
+    write_arrays(Path(path), parts)
+
+
+def write_arrays(path: Path, parts: Mapping[str, Any]) -> None:
+    """Write arrays by name. The file is written aside, synced and renamed: whole or absent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

@@ -1,14 +1,14 @@
-"""Scores of the codes that a run gives test images, beside the known factors of these images: disentanglement."""
+"""The codes that a run gives images; and scores of them beside the known factors of the images: disentanglement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..core.images import from_uint8
-from ..core.protocols import Codec
+from ..core.protocols import Codec, Tokenizer
 from ..core.rng import permutation
 from ..core.types import UserError
 from ..data import ImageSet
@@ -16,18 +16,42 @@ from ..metrics import Gaps, Result, dci, mig, sap
 from .sample import Trained
 from .scores import METRICS, Protocol
 
-__all__ = ["code_results", "codes_of"]
+__all__ = ["code_results", "codes_of", "embed", "rows_of"]
 
 PART = 100  # images encoded at a time
 Scores = dict[str, tuple[float, Mapping[str, float]]]  # value, and by factor where it has such
 
 
+def rows_of(data: ImageSet, num: int | None = None) -> Tensor:
+    """`num` rows of a set, evenly spread, (n,) int64; all of them where there are no more."""
+    return torch.linspace(0, len(data) - 1, min(len(data) if num is None else num, len(data)), dtype=torch.float64).long()
+
+
+@torch.no_grad()
+def embed(trained: Trained, data: ImageSet, rows: Tensor, done: Callable[[int], None] | None = None) -> Tensor:
+    """Codes of the rows (n,) of a set, on the CPU: as the method encodes, or numbers of codes (n, N) int64 where it has a codebook.
+
+    Errors: `UserError` for a method that does not encode.
+    """
+    method, device, found = _codec(trained), torch.device(trained.where.device), list[Tensor]()
+    for part in torch.split(rows, PART):
+        x = from_uint8(data.images_of(part)).to(device)
+        found.append((method.tokens(x) if isinstance(method, Tokenizer) else method.encode(x)).cpu())
+        if done is not None:
+            done(sum(map(len, found)))
+    return torch.cat(found)
+
+
+def _codec(trained: Trained) -> Codec:
+    if not isinstance(trained.method, Codec):
+        raise UserError(f"{trained.facts['recipe']} does not encode images: give a run that does, such as a vae's")
+    return trained.method
+
+
 @torch.no_grad()
 def codes_of(trained: Trained, images: Tensor) -> Tensor:
     """Codes (N, J) of images uint8 (N, C, H, W), in fp32, on the CPU. Errors: `UserError` for a method whose codes are not vectors of numbers."""
-    method, device = trained.method, torch.device(trained.where.device)
-    if not isinstance(method, Codec):
-        raise UserError(f"{trained.facts['recipe']} does not encode images: give a run that does, such as a vae's")
+    method, device = _codec(trained), torch.device(trained.where.device)
     found = [method.encode(from_uint8(part).to(device)).cpu() for part in torch.split(images, PART)]
     if found[0].ndim != 2 or not found[0].is_floating_point():
         shape = "x".join(map(str, found[0].shape[1:]))

@@ -30,7 +30,7 @@ __all__ = ["ReportContext", "build_report", "curves_panel", "header", "metrics_p
 
 BOOKKEEPING = frozenset({"step", "total", "images", "time", "seconds", "elapsed", "rollback", "rollbacks", "lr_factor"})  # fields of a record that are not curves
 LAST = ("lr", "images_per_s", "idle")  # curves about speed and schedule come after those about learning
-UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "layer_kl": "nats", "step_seconds": "s"}
+UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "kl": "nats", "layer_kl": "nats", "step_seconds": "s"}
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#fbfaf8;--fg:#1d1d1f;--soft:#6a6a70;--rule:#dddad4;--card:#fff;--mark:#b5451b;

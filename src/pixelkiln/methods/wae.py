@@ -18,7 +18,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from ..core.protocols import Method, Update
+from ..core.protocols import Method, Posterior, Update
 from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders
@@ -39,7 +39,7 @@ class WAEConfig(Coding):
 
 
 @final
-class WAE(Coded):
+class WAE(Coded, Posterior):
     """encoder: x -> z, or mu and log sigma^2 of it; decoder: z -> x."""
 
     averaged = ("encoder", "decoder")
@@ -55,7 +55,7 @@ class WAE(Coded):
         """Algorithm 2, the only row."""
         return (Update("wae", ("encoder", "decoder"), self.loss, opt="main"),)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def posterior(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """mu (B, J) and log sigma^2 (B, J) of q(z|x), None where it is a point, for x (B, C, H, W) in [-1, 1]."""
         out = self.encoder((x + 1) / 2).float()  # black is 0, as padding is
         if self.config.encoder == "deterministic":
@@ -80,6 +80,10 @@ class WAE(Coded):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] of codes (B, J)."""
+        return self.paint(z)
+
+    def paint(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """The same: codes are z."""
         return self.decoder(z).float().clamp(-1, 1)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import rng
-from ..core.protocols import Codec, Latent, Likelihood, Method, Score
+from ..core.protocols import Codec, Latent, Likelihood, Method, Posterior, Score
 from ..core.types import DataInfo, Request, UserError
 from . import likelihoods as lik
 from . import variational as vi
@@ -95,7 +95,7 @@ class Coded(Method, Codec, Latent):
         return self.from_latents(self.latents(request.seeds), request)
 
 
-class Amortized(Coded, Likelihood):
+class Amortized(Coded, Posterior, Likelihood):
     """encoder: x -> (mu, log sigma^2); decoder: z -> p(x|z); prior: u -> z, where it is learned. `labeled`: the nets take labels."""
 
     def __init__(self, info: DataInfo, config: Setting, nets: tuple[nn.Module, nn.Module], prior: nn.Module | None,
@@ -191,8 +191,11 @@ class Amortized(Coded, Likelihood):
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Decoder means (B, C, H, W) in [-1, 1] for codes (B, J)."""
-        given = self.beside(label, len(z))
-        out, _ = self.decoder(z if self.prior is None else self.prior(z, *given), *given)
+        return self.paint(z if self.prior is None else self.prior(z, *self.beside(label, len(z))), label)
+
+    def paint(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Decoder means (B, C, H, W) in [-1, 1] for z (B, J)."""
+        out, _ = self.decoder(z, *self.beside(label, len(z)))
         match self.setting.likelihood:
             case "bernoulli":
                 return 2 * torch.sigmoid(out) - 1
