@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pixelkiln.engine.charts import chart, number, ticks
+from pixelkiln.engine.charts import bars, chart, number, ticks
 
 ODD = [
     [(3, 2.0)],
@@ -38,6 +38,17 @@ def test_charts_survive_odd_curves(lines):
     svg = chart("<odd>", {"a<": lines, "b": lines})
     ElementTree.fromstring(svg)  # well-formed
     assert "&lt;odd&gt;" in svg and "a&lt;" in svg and not re.search(r"nan|inf", svg.replace("&lt;", ""))
+
+
+def test_bars_are_as_long_as_their_values_from_one_zero():
+    svg = bars("<kl>", {"a<": 2.0, "b": -1.0, "c": 0.5, "d": 0.0}, "nats")
+    ElementTree.fromstring(svg)
+    found = np.array([[float(v) for v in m] for m in re.findall(r'<rect[^>]* x="([\d.]+)"[^>]* width="([\d.]+)"', svg)])
+    zero = float(re.search(r'<line[^>]* x1="([\d.]+)"', svg).group(1))
+    assert np.allclose(found[:, 1] / found[0, 1], [1, 0.5, 0.25, 0], atol=2e-3)
+    assert np.allclose(found[[0, 2, 3], 0], zero) and np.isclose(found[1].sum(), zero, atol=0.2)
+    assert "(nats)" in svg and "&lt;kl&gt;" in svg and ">-1<" in svg
+    ElementTree.fromstring(bars("none", {"a": 0.0}))
 
 
 def test_long_curves_are_thinned_by_means():

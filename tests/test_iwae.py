@@ -97,7 +97,7 @@ def test_gradient_weighs_samples_by_their_normalized_weights() -> None:
     torch.testing.assert_close(share, torch.tensor([0.7275, 0.2676, 0.0049, 0.0000]), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "gaussian", "logistic"])
 @pytest.mark.parametrize("gradient", ["plain", "dreg"])
 def test_one_sample_is_the_vae(likelihood: str, gradient: str) -> None:
     """Same nets, same randomness: with a flow for a prior, whose KL the VAE samples too, the loss is the same number, and so is the plain gradient."""

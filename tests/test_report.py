@@ -166,6 +166,11 @@ def test_curves_group_by_their_last_name_and_skip_what_is_no_number():
     assert shown.startswith("loss") and shown.index("lr") < shown.index("images_per_s") and "note" not in shown
     records = [{"step": 2, "a": 5.0}, {"step": 1, "a": 1.0}, {"step": 2, "a": float("nan"), "b": True, "c": None}, {"event": "resumed"}]
     assert "a" in report.curves_panel(context(records=records)) and "<svg" not in report.curves_panel(context(records=records))
+    many = [{"step": s, **{f"{k}/kl": float(s * k) for k in range(6)}} for s in (1, 2, 3)]
+    shown = report.curves_panel(context(records=many))
+    assert shown.count("<rect") == 6 and "<polyline" not in shown and ">15<" in shown, "more names than colors: bars of the last values"
+    few = report.curves_panel(context(records=[{k: v for k, v in row.items() if k != "5/kl"} for row in many]))
+    assert few.count("<polyline") == 5 and "<rect" not in few
     resumed = [{"step": k, "a": float(k)} for k in (1, 2, 3, 2, 3, 4)]
     assert report._series(resumed)["a"] == [(1, 1), (2, 2), (3, 3), (4, 4)]
 

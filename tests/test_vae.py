@@ -245,7 +245,7 @@ def test_bound_rises_with_samples_and_repeats_with_the_generator() -> None:
     assert torch.equal(method.log_prob(x, 3, gen(7)).nats, method.log_prob(x, 3, gen(7)).nats)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "gaussian", "logistic"])
 @pytest.mark.parametrize("prior", ["normal", "flow"])
 def test_loss_is_the_negative_elbo(likelihood: str, prior: str) -> None:
     """The mean of the logged loss is minus the mean of the bound with one sample, which is written in other terms."""
@@ -256,7 +256,7 @@ def test_loss_is_the_negative_elbo(likelihood: str, prior: str) -> None:
     assert float(trained + scored.mean()) == pytest.approx(0, abs=5 * error)
 
 
-@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "logistic"])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "gaussian", "logistic"])
 def test_beta_means_the_same_at_any_resolution(likelihood: str) -> None:
     """Sums over dimensions, means over the batch: rec grows with the pixels, and the batch does not matter."""
     config = replace(SMALL, likelihood=likelihood, beta=2.5)
@@ -280,6 +280,23 @@ def test_warmup_and_free_bits_change_the_loss_and_not_the_report() -> None:
     assert free["kl"] == plain["kl"] and float(free["loss"].detach()) == pytest.approx(float(plain["rec"]) + 9.0, rel=1e-5)
 
 
+def test_continuous_bernoulli_is_a_density_of_dequantized_levels() -> None:
+    """Every level's own interval of [0, 1], and the decoded mean is that of the density over all of them, in [-1, 1]."""
+    levels = torch.arange(256.0).view(256, 1, 1, 1)
+    low, high = (lik.dequantize_unit(levels / 127.5 - 1, torch.full_like(levels, u)) for u in (0.0, 1.0))
+    torch.testing.assert_close(low.flatten(), torch.arange(256) / 256)
+    torch.testing.assert_close(high[:-1], low[1:])
+    method = built(replace(SMALL, likelihood="continuous-bernoulli"))
+    z = torch.randn(1, 3, generator=gen())
+    with torch.no_grad():
+        logits, scale = method.decoder(z)
+        y = (torch.arange(25_600.0) + 0.5).view(-1, 1, 1, 1) / 25_600
+        density = torch.distributions.ContinuousBernoulli(logits=logits).log_prob(y).exp()  # (N, 1, H, W)
+        want = (density * (2 * (256 * y).floor() / 255 - 1)).mean(0)
+        torch.testing.assert_close(method.decode(z)[0], want, atol=2e-3, rtol=0)
+    assert scale is None
+
+
 def test_collapse_shows_in_the_active_units() -> None:
     mean = torch.zeros(100, 4)
     mean[:, 1] = torch.randn(100, generator=gen())
@@ -290,7 +307,7 @@ def test_collapse_shows_in_the_active_units() -> None:
 
 @pytest.mark.parametrize(
     ("likelihood", "per_dim", "word"),
-    [("bernoulli", None, "binarized"), ("gaussian", math.log(2 / 255), "dequantized"), ("logistic", 0.0, "8-bit")],
+    [("bernoulli", None, "binarized"), ("continuous-bernoulli", -math.log(256), "[0, 1]"), ("gaussian", math.log(2 / 255), "dequantized"), ("logistic", 0.0, "8-bit")],
 )
 def test_score_says_what_it_is(likelihood: str, per_dim: float | None, word: str) -> None:
     score = built(replace(SMALL, likelihood=likelihood)).log_prob(images(3), 2, gen())

@@ -52,7 +52,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--strength", type=float, metavar="X", help="how far the source is re-noised, above 0, to 1")
     group.add_argument("--truncation", type=truncation, metavar="X", help="less extreme latents, above 0: 1 is mild, 0.3 strong; resampled:X (no number beyond X), "
                        "scaled:X (none beyond 2, then times X), narrowed:X (times X); a plain X: in the way of the run")
-    group.add_argument("--temperature", type=float, metavar="X", help="of models of codes: below 1 likelier codes, 0 the likeliest")
+    group.add_argument("--temperature", type=float, metavar="X", help="below 1 likelier codes, or latents nearer to their priors' means; 0: the likeliest, the means")
     group.add_argument("--top-k", type=whole, metavar="N", help="draw from the N likeliest codes only")
     group.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest codes that together reach this probability, above 0, to 1")
     group.add_argument("--parent", action="append", default=[], metavar="ROLE=RUN", help="where a parent of the run has moved to")

@@ -139,8 +139,8 @@ class Request:
     estimate brought back to the conditional one's deviation; threshold: percentile of dynamic thresholding, in (0, 1];
     strength: how far a source image is re-noised, in (0, 1]; truncation: shrinks the latent, above 0: a number, in the way that
     the method has, or the way and the number.
-    temperature: divides the logits of a code, from 0 (the likeliest); top_k: only so many of the likeliest codes; top_p: only as many as reach this
-    probability together, in (0, 1].
+    temperature: divides the logits of a code, from 0 (the likeliest), or multiplies the deviations of Gaussian priors, from 0 (their means);
+    top_k: only so many of the likeliest codes; top_p: only as many as reach this probability together, in (0, 1].
     callback(i, n, x0): called after each step with the current estimate of the images.
     """
 

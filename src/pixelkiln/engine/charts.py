@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: axes, round ticks, units; colors come from the page's style (variables --c0 .. --c4, --rule)."""
+"""Charts as inline SVG, lines and bars: axes, round ticks, units; colors come from the page's style (variables --c0 .. --c4, --rule)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-__all__ = ["chart", "log_ticks", "number", "short", "span", "ticks"]
+__all__ = ["COLORS", "bars", "chart", "log_ticks", "number", "short", "span", "ticks"]
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 360, 200
@@ -119,3 +119,21 @@ def chart(title: str, lines: Mapping[str, Points], unit: str = "", x_unit: str =
     label = escape(f"{title} over {x_unit}")
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" font-size="11" role="img" aria-label="{label}">{"".join(parts)}</svg>'
     return f'<figure class="chart"><figcaption>{caption}<span class="legend">{legend}</span></figcaption>{svg}</figure>'
+
+
+def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
+    """One figure: a named bar for each finite value, from 0, in the given order, all on one scale; negative ones to the left of 0."""
+    assert values, "bars need at least one value"
+    low, high = min(0.0, *values.values()), max(0.0, *values.values())
+    row, left, right = 16, 84, 56
+    across = (WIDTH - left - right) / ((high - low) or 1.0)
+    zero = left - low * across
+    parts = [f'<line class="rule" stroke="currentColor" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{row * len(values)}"/>']
+    for k, (name, value) in enumerate(values.items()):
+        y, x = row * k, zero + min(value, 0.0) * across
+        parts.append(f'<text x="{left - 5}" y="{y + 12}" text-anchor="end">{escape(name)}</text>')
+        parts.append(f'<rect class="dot s0" fill="currentColor" x="{x:.1f}" y="{y + 3}" width="{abs(value) * across:.1f}" height="{row - 6}"/>')
+        parts.append(f'<text x="{WIDTH - right + 5}" y="{y + 12}">{number(value)}</text>')
+    caption = f"<b>{escape(title)}</b>" + (f" <small>({escape(unit)})</small>" if unit else "")
+    svg = f'<svg viewBox="0 0 {WIDTH} {row * len(values)}" font-size="11" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    return f'<figure class="chart"><figcaption>{caption}<span class="legend">last</span></figcaption>{svg}</figure>'

@@ -11,7 +11,7 @@ from typing import Any
 from pixelkiln.core.types import UserError
 
 from .accuracy import accuracy_panel
-from .charts import chart, number
+from .charts import COLORS, bars, chart, number
 from .neighbors import neighbors_panel
 from .panels import (
     Panel,
@@ -30,7 +30,7 @@ __all__ = ["ReportContext", "build_report", "curves_panel", "header", "metrics_p
 
 BOOKKEEPING = frozenset({"step", "total", "images", "time", "seconds", "elapsed", "rollback", "rollbacks", "lr_factor"})  # fields of a record that are not curves
 LAST = ("lr", "images_per_s", "idle")  # curves about speed and schedule come after those about learning
-UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "step_seconds": "s"}
+UNITS = {"images_per_s": "images/s", "bits_per_dim": "bits/dim", "bpd": "bits/dim", "nats": "nats", "kl": "nats", "layer_kl": "nats", "step_seconds": "s"}
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#fbfaf8;--fg:#1d1d1f;--soft:#6a6a70;--rule:#dddad4;--card:#fff;--mark:#b5451b;
@@ -102,7 +102,8 @@ def _series(records: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float,
 
 
 def curves_panel(context: ReportContext) -> str:
-    """Every logged scalar over the step; names that differ before the last slash only ("d/loss", "g/loss") share a chart.
+    """Every logged scalar over the step; names that differ before the last slash only ("d/loss", "g/loss") share a chart: lines, or
+    bars of the last values where there are more names than colors.
 
     What was logged once (a closed-form fit) is listed instead.
     """
@@ -117,7 +118,11 @@ def curves_panel(context: ReportContext) -> str:
     for tail in sorted(together, key=lambda tail: (tail in LAST, "loss" not in tail)):
         lines = together[tail]
         title = tail if len(lines) > 1 else next(iter(lines))
-        charts.append(chart(title, {name.removesuffix(f"/{tail}"): points for name, points in lines.items()}, UNITS.get(tail, "")))
+        short = {name.removesuffix(f"/{tail}"): points for name, points in lines.items()}
+        if len(lines) > COLORS:
+            charts.append(bars(title, {name: points[-1][1] for name, points in short.items()}, UNITS.get(tail, "")))
+        else:
+            charts.append(chart(title, short, UNITS.get(tail, "")))
     listed = f"<dl>{_terms(once)}</dl>" if once else ""
     return listed + (f'<div class="charts">{"".join(charts)}</div>' if charts else "")
 

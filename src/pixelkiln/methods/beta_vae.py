@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from ..core.protocols import Method, Update
 from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders
-from ..objectives.amortized import Amortized, Setting, checked
+from ..objectives.amortized import Amortized, Modeled, Setting, checked
 from ..objectives.variational import warmed_up
 
 __all__ = ["BetaVAE", "BetaVAEConfig", "beta_vae"]
@@ -33,7 +33,7 @@ class BetaVAEConfig(Setting):
     """A beta-VAE. beta rises over the first `warmup` of training; gamma above 0 takes the second form, in which C rises over the first `rise`."""
 
     latent: int = 10
-    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
+    likelihood: Modeled = "bernoulli"
     beta: float = 4.0
     warmup: float = 0.0
     gamma: float = 0.0

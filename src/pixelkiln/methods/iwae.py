@@ -25,7 +25,7 @@ from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig
 from ..core.types import Batch, DataInfo, Moment, UserError
 from ..nets.coders import coders, prior
 from ..objectives import variational as vi
-from ..objectives.amortized import Amortized, Setting, checked
+from ..objectives.amortized import Amortized, Modeled, Setting, checked
 
 __all__ = ["IWAE", "IWAEConfig", "iwae"]
 
@@ -38,7 +38,7 @@ class IWAEConfig(Setting):
     net: Literal["mlp", "conv"] = "mlp"
     width: int = 200
     depth: int = 2
-    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "bernoulli"
+    likelihood: Modeled = "bernoulli"
     samples: int = 5  # K
     gradient: Literal["plain", "dreg"] = "plain"  # of the encoder
     warmup: float = 0.0

@@ -10,8 +10,8 @@ latent units and averaged over the batch, in nats; `beta` (Higgins et al. 2017) 
 
 Prior: `normal` is N(0, I). No encoder fills N(0, I) evenly, and what decodes from its holes are the ugly samples of plain VAEs; `flow`
 learns p(z) instead, as z = g(u) with u ~ N(0, I) and an invertible g (Chen et al., Variational Lossy Autoencoder, 2017, arXiv 1611.02731).
-Likelihoods: `bernoulli` models dynamically binarized images (every step draws its own), `gaussian` the density of dequantized 8-bit
-images, `logistic` the 256 levels themselves; the last two with one learned scale per channel. Samples are decoder means, not draws
+Likelihoods: `bernoulli` models dynamically binarized images (every step draws its own), `continuous-bernoulli` (Loaiza-Ganem and Cunningham
+2019, arXiv 1907.06845) and `gaussian` the density of dequantized 8-bit images, on [0, 1] and on the line, `logistic` the 256 levels themselves; the last two with one learned scale per channel. Samples are decoder means, not draws
 from p(x|z). The test score is the importance-weighted bound (Burda et al. 2016, arXiv 1509.00519, eq. 8).
 Codes and latents are u throughout (u = z under the normal prior).
 """

@@ -24,9 +24,10 @@ from ..core.types import DataInfo, Request, UserError
 from . import likelihoods as lik
 from . import variational as vi
 
-__all__ = ["Amortized", "Coded", "Coding", "Decoder", "Parts", "Setting", "checked"]
+__all__ = ["Amortized", "Coded", "Coding", "Decoder", "Modeled", "Parts", "Setting", "checked"]
 
 CHUNK = 2048  # images decoded at once for the importance-weighted bound
+Modeled = Literal["bernoulli", "continuous-bernoulli", "gaussian", "logistic"]  # what a pixel is drawn of, given the code
 SCALE_SPEED = 10.0  # the log-scales learn so many times faster than the weights
 
 
@@ -48,7 +49,7 @@ class Setting(Coding):
     prior: Literal["normal", "flow"] = "normal"
     flow_width: int = 64  # hidden units of a coupling
     flow_layers: int = 6
-    likelihood: Literal["bernoulli", "gaussian", "logistic"] = "logistic"
+    likelihood: Modeled = "logistic"
 
 
 class Parts(NamedTuple):
@@ -102,7 +103,7 @@ class Amortized(Coded, Posterior, Likelihood):
         super().__init__(info, parents)
         self.setting, self.latent, self.labeled = config, config.latent, labeled
         self.encoder, net = nets
-        self.decoder = Decoder(net, None if config.likelihood == "bernoulli" else info.shape.channels)
+        self.decoder = Decoder(net, info.shape.channels if config.likelihood in ("gaussian", "logistic") else None)
         self.prior: Any = prior
         self.averaged = ("encoder", "decoder") if prior is None else ("encoder", "decoder", "prior")
 
@@ -124,6 +125,8 @@ class Amortized(Coded, Posterior, Likelihood):
         match self.setting.likelihood:
             case "bernoulli":
                 return 2 * lik.binarize(x, u) - 1
+            case "continuous-bernoulli":
+                return 2 * lik.dequantize_unit(x, u) - 1
             case "gaussian":
                 return lik.dequantize(x, u)
         return x
@@ -132,7 +135,8 @@ class Amortized(Coded, Posterior, Likelihood):
         """log p(x|z), (B,), for what `observed` returns and z (B, J)."""
         out, log_scale = self.decoder(z, *self.beside(label, len(z)))
         if log_scale is None:
-            return lik.bernoulli_log_prob((x + 1) / 2, out)
+            of_logits = lik.bernoulli_log_prob if self.setting.likelihood == "bernoulli" else lik.continuous_bernoulli_log_prob
+            return of_logits((x + 1) / 2, out)
         log_prob = lik.gaussian_log_prob if self.setting.likelihood == "gaussian" else lik.logistic_log_prob
         return log_prob(x, out, log_scale)
 
@@ -176,7 +180,7 @@ class Amortized(Coded, Posterior, Likelihood):
     @property
     def per_dim(self) -> float | None:
         """What turns nats into a probability of 8-bit images, per dimension; None for binarized images."""
-        return {"bernoulli": None, "gaussian": math.log(2 / 255), "logistic": 0.0}[self.setting.likelihood]
+        return {"bernoulli": None, "continuous-bernoulli": -math.log(256), "gaussian": math.log(2 / 255), "logistic": 0.0}[self.setting.likelihood]
 
     # -- codes and scores
 
@@ -192,7 +196,12 @@ class Amortized(Coded, Posterior, Likelihood):
     def paint(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Decoder means (B, C, H, W) in [-1, 1] for z (B, J)."""
         out, _ = self.decoder(z, *self.beside(label, len(z)))
-        return 2 * torch.sigmoid(out) - 1 if self.setting.likelihood == "bernoulli" else out.clamp(-1, 1)
+        match self.setting.likelihood:
+            case "bernoulli":
+                return 2 * torch.sigmoid(out) - 1
+            case "continuous-bernoulli":  # of (v + u) / 256; u's mean is 1/2
+                return ((512 * lik.continuous_bernoulli_mean(out) - 1) / 255 - 1).clamp(-1, 1)
+        return out.clamp(-1, 1)
 
     @torch.no_grad()
     def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:
@@ -208,6 +217,7 @@ class Amortized(Coded, Posterior, Likelihood):
             parts.append(self.log_weights(x, vi.reparameterize(mean, log_var, eps), mean, log_var))
         of = {
             "bernoulli": "dynamically binarized images",
+            "continuous-bernoulli": "density on [0, 1] of uniformly dequantized 8-bit images",
             "gaussian": "density of uniformly dequantized 8-bit images",
             "logistic": "8-bit images",
         }

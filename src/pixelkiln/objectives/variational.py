@@ -11,7 +11,17 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["active_units", "doubly_reparameterized", "free_bits", "importance_bound", "kl_per_unit", "log_normal", "reparameterize", "warmed_up"]
+__all__ = [
+    "active_units",
+    "doubly_reparameterized",
+    "free_bits",
+    "importance_bound",
+    "kl_between",
+    "kl_per_unit",
+    "log_normal",
+    "reparameterize",
+    "warmed_up",
+]
 
 
 def reparameterize(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
@@ -22,6 +32,15 @@ def reparameterize(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
 def kl_per_unit(mean: Tensor, log_var: Tensor) -> Tensor:
     """KL(q(z_j|x) || N(0, 1)) = (mean^2 + sigma^2 - 1 - log sigma^2) / 2, (..., J). (Kingma and Welling 2014, eq. 10 and appendix B.)"""
     return 0.5 * (mean**2 + torch.exp(log_var) - 1 - log_var)
+
+
+def kl_between(mean: Tensor, log_std: Tensor, prior_mean: Tensor, prior_log_std: Tensor) -> Tensor:
+    """KL(N(mean, sigma^2) || N(prior_mean, prior_sigma^2)) of every unit, (..., J), for logarithms of deviations (not of variances):
+
+    log(prior_sigma / sigma) + (sigma^2 + (mean - prior_mean)^2) / (2 prior_sigma^2) - 1/2.
+    """
+    apart, ratio = (mean - prior_mean) * torch.exp(-prior_log_std), log_std - prior_log_std
+    return 0.5 * (apart**2 + torch.expm1(2 * ratio)) - ratio
 
 
 def free_bits(kl: Tensor, floor: float) -> Tensor:
