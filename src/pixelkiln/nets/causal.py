@@ -39,13 +39,15 @@ class CausalConfig:
 
 
 class _Folded(NamedTuple):
-    """A block's weights, (in, out), with the gains of its norms in them; `turn` (d,) holds those of queries and keys, and 1 / sqrt(d). All of one type."""
+    """A block's weights, (in, out), with the gains of its norms in them, and the square roots of their sizes (see `_unit`); `turn` (d,) holds the gains
+    of queries and keys, and what the logits are divided by."""
 
     qkv: Tensor
     proj: Tensor
     enter: Tensor
     leave: Tensor
     turn: Tensor
+    least: tuple[Tensor, Tensor]  # of E and of d
 
 
 def _turned(w: Tensor) -> Tensor:
@@ -55,9 +57,14 @@ def _turned(w: Tensor) -> Tensor:
     return (w.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else w).t().contiguous()
 
 
-def _norm(x: Tensor) -> Tensor:
-    """`rms_norm`, by the library: fewer calls, and slower only where a gradient is wanted."""
-    return F.rms_norm(x, x.shape[-1:], eps=EPS)
+def _least(size: int, like: Tensor) -> Tensor:
+    """sqrt(D eps), a scalar, for `_unit`."""
+    return torch.tensor((size * EPS) ** 0.5, device=like.device)
+
+
+def _unit(x: Tensor, least: Tensor) -> Tensor:
+    """norm(x) / sqrt(D) = x / sqrt(|x|^2 + D eps) over the last dimension, D: in three calls, of which a small step mostly consists."""
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), least)
 
 
 class Cache:
@@ -79,7 +86,7 @@ class Cache:
             self.both = [(kept[i, 0], kept[i, 1]) for i in range(self.depth)]
         keys, values = self.both[layer]
         keys[:, :, self.length], values[:, :, self.length] = k, v
-        return keys[:, :, : self.length + 1], values[:, :, : self.length + 1]
+        return keys.narrow(2, 0, self.length + 1), values.narrow(2, 0, self.length + 1)
 
 
 class _Block(nn.Module):
@@ -110,21 +117,22 @@ class _Block(nn.Module):
         return x + F.dropout(self.leave(F.silu(gate) * h), self.dropout, self.training)
 
     def folded(self) -> _Folded:
-        """g norm(x) W^T = norm(x) (W g)^T, and (g q) (h k) / sqrt(d) = (g h / sqrt(d) q) k."""
-        weights = (self.qkv.weight * self.gains[0], self.proj.weight, self.enter.weight * self.gains[1], self.leave.weight)
+        """(g norm(x)) W^T = unit(x) (sqrt(E) g W)^T, and (g norm(q)) (h norm(k)) / sqrt(d) = (sqrt(d) g h unit(q)) unit(k)."""
+        gains, (e, d) = self.gains * self.gains.shape[1] ** 0.5, (self.gains.shape[1], self.turn.shape[1])
+        weights = (self.qkv.weight * gains[0], self.proj.weight, self.enter.weight * gains[1], self.leave.weight)
         qkv, proj, enter, leave = map(_turned, weights)
-        return _Folded(qkv, proj, enter, leave, (self.turn.prod(0) * self.turn.shape[1] ** -0.5).to(qkv.dtype))
+        return _Folded(qkv, proj, enter, leave, (self.turn.prod(0) * d**0.5).to(qkv.dtype), (_least(e, qkv), _least(d, qkv)))
 
     def step(self, x: Tensor, cache: Cache) -> Tensor:
         """`forward` of the next place alone, without dropout: x (B, E) -> (B, E)."""
         w = cache.blocks[self.layer]
         b, e = x.shape
-        qk, v = torch.mm(_norm(x), w.qkv).view(b, 3, self.heads, e // self.heads).split([2, 1], dim=1)
-        q, k = _norm(qk).to(v.dtype).unbind(1)  # (B, heads, d)
+        qk, v = torch.mm(_unit(x, w.least[0]), w.qkv).view(b, 3, self.heads, e // self.heads).split([2, 1], dim=1)
+        q, k = _unit(qk, w.least[1]).to(v.dtype).unbind(1)  # (B, heads, d)
         keys, values = cache.put(self.layer, k, v[:, 0])
         h = F.scaled_dot_product_attention((q * w.turn)[:, :, None], keys, values, scale=1.0)
         x = x + torch.mm(h.reshape(b, e), w.proj)
-        gate, h = torch.mm(_norm(x), w.enter).chunk(2, dim=1)
+        gate, h = torch.mm(_unit(x, w.least[0]), w.enter).chunk(2, dim=1)
         return x + torch.mm(F.silu(gate) * h, w.leave)
 
 
@@ -149,11 +157,6 @@ class Causal(nn.Module):
         for p in self.heads.parameters():
             nn.init.normal_(p, std=0.02) if p.ndim > 1 else nn.init.zeros_(p)
 
-    @property
-    def layers(self) -> list[_Block]:
-        """The blocks."""
-        return [cast(_Block, block) for block in self.blocks]
-
     def forward(self, tokens: Tensor, vec: Tensor) -> Tensor:
         """All places at once: tokens (B, N), of which the last is not read, vec (B, E) -> logits (B, N, K)."""
         n = tokens.shape[1]
@@ -168,15 +171,16 @@ class Causal(nn.Module):
         """The next place, without dropout: `last` (B,) is the code before it (None at the first) -> logits (B, K)."""
         i = cache.length
         if not cache.blocks:
-            cache.blocks = [block.folded() for block in self.layers]
-            cache.heads = [_turned(head.weight * self.gain) for head in self.heads]
+            cache.blocks = [cast(_Block, block).folded() for block in self.blocks]
+            cache.heads = [_turned(cast(nn.Linear, head).weight * self.gain * self.config.width**0.5) for head in self.heads]
         h = self.place[i] + vec  # (B, E)
         if last is not None:
             h = h + self.table(last + self.vocabulary * self.books[i - 1])
-        for block in self.layers:
-            h = block.step(h, cache)
+        for block in self.blocks:
+            h = cast(_Block, block).step(h, cache)
         cache.length = i + 1
-        return (torch.mm(_norm(h), cache.heads[self.books[i]]) + self.heads[self.books[i]].bias).float()
+        weight, bias = cache.heads[self.books[i]], cast(nn.Linear, self.heads[self.books[i]]).bias
+        return (torch.mm(_unit(h, cache.blocks[0].least[0]), weight) + bias).float()
 
     def _upto(self, n: int) -> list[int]:
         """How many of the first n places each codebook has."""
