@@ -1,4 +1,5 @@
-"""The tables of docs/gans.md, docs/vaes.md and docs/codebooks.md from the results of families.py, gaussians.py, stacked.py, adversaries.py and codecs.py: functions that tables.py calls."""
+"""The tables of docs/gans.md, docs/vaes.md, docs/codebooks.md and docs/code-prior.md from the results of families.py, gaussians.py, stacked.py, adversaries.py, codecs.py, pythae.py and
+cached.py: functions that tables.py calls."""
 
 from __future__ import annotations
 
@@ -108,6 +109,43 @@ def codecs(found: Result) -> str:
     return f"{table(['codec', 'PSNR, dB', 'SSIM', '`fd`', 'codes used', 'perplexity', 'steps', 'training images/s'], rows)}\n\n{where}"
 
 
+def pair(first: float | None, second: float | None, form: str) -> str:
+    """Two numbers, or a dash where there are none."""
+    return "–" if first is None or second is None else f"{first:{form}} / {second:{form}}"
+
+
+def pythae(found: Result) -> str:
+    """Every pair of pythae.py: speed, then what came of equal epochs."""
+    speed, quality = [], []
+    for name, row in found["rows"].items():
+        if "speed" in row and len(row["speed"]["programs"]) == 2:
+            ours, theirs = row["speed"]["programs"]
+            rates = [statistics.median(p["processor_rates"]) for p in (ours, theirs)]
+            low, high = sorted(a / b for a, b in zip(ours["processor_rates"], theirs["processor_rates"], strict=True))[:: len(ours["rates"]) - 1]
+            most = max(p[f"{ours['precision']}_gflops"] for p in (ours, theirs)) * 1e9
+            speed.append([name, f"{ours['parameters'] / 1e6:.2f} M", *(f"{r:,.0f}" for r in rates), f"{theirs['processor_ratio']:.2f} ({low:.2f} – {high:.2f})", f"{theirs['ratio']:.2f}",
+                          *(f"{p['flop_per_image'] * r / most:.0%}" for p, r in zip((ours, theirs), rates, strict=True))])
+        if "quality" in row:
+            ours, theirs = row["quality"]["pixelkiln"], row["quality"]["pythae"]
+            quality.append([name, f"{ours['images']:,}", *(pair(ours.get(k), theirs.get(k), form) for k, form in (("mse", ".4f"), ("nats", ".1f"), ("fd", ".2f"), ("processor_seconds", ".0f")))])
+    m, s = found["machine"], found["settings"]
+    where = (f"{found['date']}, {m['processor']}, {m['threads']} thread on one core, torch {m['torch']}, load average {m['load'][0]} beside. {s['rounds']} turns of {s['seconds']:g} s of {s['clock'] or 'wall'} time each; "
+             f"quality: {s['epochs']} epochs of the first {s['images']:,} images, one seed, {s['n']:,} test images and samples, the bound by {s['importance']} importance samples of {s['bound']} images.")
+    head = ["model, data", "parameters", "pixelkiln, images/s of processor time", "pythae", "ratio (turns)", "ratio, wall clock", "share of the matrix rate, pixelkiln", "pythae"]
+    return "\n\n".join([table(head, speed), table(["pixelkiln / pythae", "images", "squared error of a pixel", "bound, nats", "`fd`", "processor seconds"], quality), where])
+
+
+def cached(found: Result) -> str:
+    """Every row of cached.py."""
+    rows = [[str(r["batch"]), f"{r['guidance']:g}", f"{r['cached']:.2f} s", f"{r['anew']:,.1f} s", f"{r['ratio']:.1f} ({min(r['ratios']):.1f} – {max(r['ratios']):.1f})", f"{r['wall_ratio']:.1f}",
+             f"{r['difference']:.0e}"] for r in found["rows"]]
+    m, s = found["machine"], found["settings"]
+    where = (f"{found['date']}, {m['processor']}, {m['threads']} thread on one core, torch {m['torch']}, fp32, {found['rows'][0]['codes']} codes, {found['parameters'] / 1e6:.1f} M weights, {s['turns']} turns; "
+             f"load average {m['load_before'][0]} before. Processor time; without the cache, for batches above 1, from every {s['stride']}th place.")
+    head = ["images at once", "guidance", "with the cache", "without", "ratio (turns)", "ratio, wall clock", "largest difference of a logit"]
+    return f"{table(head, rows)}\n\n{where}"
+
+
 FAMILY_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a page -> kind of result, and what writes it
     "gans:mnist": ("gans-mnist", gans),
     "gans:cifar10": ("gans-cifar10", gans),
@@ -116,6 +154,8 @@ FAMILY_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a p
     "gans:stacked": ("stacked", stacked),
     "gans:adversaries": ("adversaries", adversaries),
     "vaes:mnist": ("vaes-mnist", gans),
+    "vaes:pythae": ("pythae", pythae),
+    "prior:cached": ("cached", cached),
     "codecs:mnist": ("codecs-mnist", codecs),
     "codecs:emoji": ("codecs-emoji", codecs),
 }

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
@@ -29,15 +30,15 @@ from pixelkiln.engine.sample import generate, seeds_for
 from pixelkiln.engine.where import Where
 
 
-def trainer_for(stage: Stage, data: ImageSet, where: Where, graphs: bool = False) -> Trainer:
+def trainer_for(stage: Stage, data: ImageSet, where: Where, graphs: bool = False, seed: int = 0) -> Trainer:
     """A method placed and fed as `pixelkiln train` does it."""
-    method = make(stage, data.info, {}, 0)
+    method = make(stage, data.info, {}, seed)
     where.place(method)
     if graphs:  # CUDA graphs by torch.compile
         for net in method.children():
             net.compile(mode="reduce-overhead")
-    feed = Feed(data, stage.train.batch, stage.data, 0, where.device, where.layout == "channels-last")
-    return Trainer(method, stage.train, feed.batch, 0, stage.train.steps, where)
+    feed = Feed(data, stage.train.batch, stage.data, seed, where.device, where.layout == "channels-last")
+    return Trainer(method, stage.train, feed.batch, seed, stage.train.steps, where)
 
 
 def arguments() -> argparse.Namespace:
@@ -54,6 +55,10 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--graphs", action="store_true", help="CUDA graphs (compiles, too)")
     p.add_argument("--sampling", action="store_true", help="time sampling instead of training")
     p.add_argument("--flat", type=int, metavar="STEPS", help="no slices: this many steps, and the memory on the way")
+    p.add_argument("--epochs", type=float, help="no slices: train for so long, and write the weights that it samples with")
+    p.add_argument("--images", type=int, help="with --epochs: of the first so many images only")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, help="with --epochs: weights, .npz")
     return p.parse_args()
 
 
@@ -67,7 +72,13 @@ def main() -> None:
         stage = replace(stage, train=replace(stage.train, batch=args.batch))
     where = Where.choose(args.device, args.precision, args.compile, args.layout)
     data = pixelkiln.open_source(args.data, stage.data, "train")
-    trainer = trainer_for(stage, data, where, args.graphs)
+    if args.epochs:
+        data = replace(data, images=data.images[: args.images], labels=None, classes=())
+        stage = replace(stage, train=replace(stage.train, steps=round(args.epochs * len(data) / stage.train.batch)))
+    trainer = trainer_for(stage, data, where, args.graphs, args.seed)
+    if args.epochs:
+        whole(trainer, args.out, stage.train.log_every)
+        return
     method, batch = trainer.method, stage.train.batch
     if args.flat:
         flat(trainer, args.flat, stage.train.log_every)
@@ -88,6 +99,21 @@ def main() -> None:
         if k % stage.train.log_every == 0:
             trainer.look()
         clock.tick(batch)
+
+
+def whole(trainer: Trainer, out: Path, log_every: int) -> None:
+    """Train to the end; write the weights that it samples with, and print what it took, one JSON line."""
+    begin, used = time.perf_counter(), time.process_time()
+    for k in range(trainer.total):
+        trainer.step(k)
+        if (k + 1) % log_every == 0:
+            trainer.look()
+    took = {"seconds": round(time.perf_counter() - begin, 2), "processor_seconds": round(time.process_time() - used, 2)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with trainer.sampling():
+        np.savez(out, **{name: value.float().numpy() for name, value in trainer.method.state_dict().items()})
+    count = sum(p.numel() for p in trainer.method.parameters())
+    print(json.dumps({"parameters": count, "steps": trainer.total, "images": trainer.total * trainer.config.batch, **took, "where": str(trainer.where)}))
 
 
 def flat(trainer: Trainer, steps: int, log_every: int) -> None:

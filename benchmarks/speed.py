@@ -60,10 +60,10 @@ class Running:
         self.facts = self._line()
         return self
 
-    def turn(self, warm: float, seconds: float) -> None:
-        """One turn, kept in `turns`."""
+    def turn(self, warm: float, seconds: float, clock: str = "") -> None:
+        """One turn, kept in `turns`; clock: "processor" for seconds of the program's own processor time."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{warm} {seconds}\n")
+        self.process.stdin.write(f"{warm} {seconds} {clock}\n")
         self.process.stdin.flush()
         self.turns.append(self._line())
 
@@ -85,6 +85,7 @@ class Running:
         precision = self.facts.get("precision", "fp32")
         shares = [self.facts["flop_per_image"] * r / t[f"{precision}_flops"] for r, t in zip(rates, self.turns, strict=True)]
         found = {"name": self.name, **self.facts, "images_per_s": statistics.median(rates), "rates": [round(r, 2) for r in rates]}
+        found["processor_rates"] = [round(t["images"] / t["processor_seconds"], 2) for t in self.turns]  # of this process alone, whatever else runs
         for kind in ("fp32", "bf16"):
             found[f"{kind}_gflops"] = round(statistics.median(t[f"{kind}_flops"] for t in self.turns) / 1e9, 1)
         return found | {"share": statistics.median(shares), "peak_mib": self.turns[-1]["peak_mib"], "gpu_peak_mib": self.turns[-1].get("gpu_peak_mib")}
@@ -103,13 +104,14 @@ def contest(which: Contest, args: argparse.Namespace, env: dict[str, str]) -> di
             print(e, file=sys.stderr)
     for number in range(args.rounds):
         for program in running if number % 2 == 0 else reversed(running):
-            program.turn(args.warm, args.seconds)
+            program.turn(args.warm, args.seconds, getattr(args, "clock", ""))
     for program in running:
         program.close()
     results = [program.result() for program in running]
     first = results[0]
     for r in results:
         r["ratio"] = statistics.median(a / b for a, b in zip(first["rates"], r["rates"], strict=True))
+        r["processor_ratio"] = statistics.median(a / b for a, b in zip(first["processor_rates"], r["processor_rates"], strict=True))
         print(f"{which.name:>34}  {r['name']:<40} {r['images_per_s']:>10.1f} images/s  x{r['ratio']:<6.2f} share {r['share']:.3f}", flush=True)
     return {"contest": which.name, "programs": results, "failed": failed}
 

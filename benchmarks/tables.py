@@ -21,7 +21,7 @@ from typing import Any
 from family_tables import FAMILY_TABLES, table
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md", "docs/vaes.md", "docs/codebooks.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md", "docs/vaes.md", "docs/codebooks.md", "docs/code-prior.md")
 GOALS = {"list": "under 0.6 s", "sample, from a tiny run": "under 3 s"}
 Result = dict[str, Any]
 

@@ -75,6 +75,32 @@ def test_the_cached_logits_are_those_of_the_whole_sequence(lengths: tuple[int, .
         torch.testing.assert_close(made.step(tokens[:, i - 1] if i else None, vec, cache), whole[:, i], atol=2e-5, rtol=1e-5)
 
 
+def test_the_cached_logits_are_those_of_the_whole_sequence_in_bf16() -> None:
+    """Within what bf16 leaves of them; the weights in the cache are bf16 once, and the sum of the blocks stays fp32."""
+    made = net()
+    tokens, vec, cache = torch.randint(7, (5, 10)), torch.randn(5, 16), Cache(3, 10)
+    with torch.no_grad():
+        exact = made(tokens, vec)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            whole = made(tokens, vec)
+            steps = torch.stack([made.step(tokens[:, i - 1] if i else None, vec, cache) for i in range(10)], dim=1)
+    assert cache.blocks[0].qkv.dtype == torch.bfloat16
+    assert steps.dtype == torch.float32
+    assert (steps - exact).square().mean() < 2 * (whole - exact).square().mean()
+
+
+def test_a_cache_is_of_the_weights_at_its_first_step_and_drops_nothing() -> None:
+    """A new cache sees new weights; in training mode a step is what it is in evaluation."""
+    made, vec = Causal(7, (4,), CausalConfig(width=16, depth=2, heads=2, dropout=0.5)), torch.randn(3, 16)
+    with torch.no_grad():
+        first = made.step(None, vec, Cache(2, 4))
+        torch.testing.assert_close(first, made.step(None, vec, Cache(2, 4)))
+        made.gain.mul_(2)
+        changed = made.step(None, vec, Cache(2, 4))
+        torch.testing.assert_close(changed, made.eval()(torch.zeros(3, 1, dtype=torch.long), vec)[:, 0])
+    assert (changed - first).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("codec", ["vqvae", "vqvae2"])
 @pytest.mark.parametrize("weight", [1.0, 2.5])
 def test_samples_are_those_of_a_sampler_without_cache(codec: str, weight: float) -> None:

@@ -101,17 +101,19 @@ class CodePrior(Method, Likelihood):
         guided = order.guidance != 1 and self.condition.num_classes > 0
         if guided:
             vec = torch.cat([vec, self.condition(Condition(), len(u)).vec])  # (2 B, E)
-        cache = Cache(self.config.net.depth, self.net.total)
-        last: Tensor | None = None
-        found: list[Tensor] = []
-        for i in range(self.net.total):
-            logits = self.net.step(last, vec, cache)
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = guided_logits(conditional, unconditional, order.guidance)
-            found.append(pick(probabilities(logits, order.temperature, order.top_k, order.top_p), u[:, i]))
-            last = found[-1].repeat(1 + guided)
-        return torch.stack(found, dim=1)
+        with torch.inference_mode():  # half the time of writing into a view, of which there are many
+            cache = Cache(self.config.net.depth, self.net.total)
+            last: Tensor | None = None
+            found: list[Tensor] = []
+            for i in range(self.net.total):
+                logits = self.net.step(last, vec, cache)
+                if guided:
+                    conditional, unconditional = logits.chunk(2)
+                    logits = guided_logits(conditional, unconditional, order.guidance)
+                found.append(pick(probabilities(logits, order.temperature, order.top_k, order.top_p), u[:, i]))
+                last = found[-1].repeat(2) if guided else found[-1]
+            codes = torch.stack(found, dim=1)
+        return codes.clone()  # as any tensor
 
     def _order(self, request: Request) -> CodePriorConfig:
         """The configuration with what the request asks in its place. UserError for what cannot be."""
