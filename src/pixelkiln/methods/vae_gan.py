@@ -33,6 +33,7 @@ from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.coders import encoder
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
+from ..objectives.adversarial import wide
 from ..objectives.game import Game, mean, parted, told
 from ..objectives.likelihoods import gaussian_log_prob
 from ..objectives.rules import Rules, Setting, adam, data_for, training
@@ -70,8 +71,8 @@ class VAEGAN(Game, Codec):
         if self.objective.false is None:
             raise UserError(f"model.rules.objective: vae-gan has two generated images for each real one, which {config.rules.objective} "
                             "cannot weigh; take non-saturating, minimax, least-squares or hinge")
-        if not 1 <= config.layer <= (depth := self.discriminator.depth):
-            raise UserError(f"model.layer {config.layer}: this discriminator has layers 1 to {depth}")
+        if not 1 <= config.layer <= self.discriminator.depth:
+            raise UserError(f"model.layer {config.layer}: this discriminator has layers 1 to {self.discriminator.depth}")
         self.config = config
         self.encoder = encoder(info.shape, config, 2 * config.latent)
 
@@ -82,7 +83,7 @@ class VAEGAN(Game, Codec):
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """mu and log sigma^2 of q(z|x), (B, J) each, for x (B, C, H, W) in [-1, 1]."""
-        mu, log_var = self.encoder((x + 1) / 2).float().chunk(2, dim=1)  # black is 0, as padding is
+        mu, log_var = wide(self.encoder((x + 1) / 2)).chunk(2, dim=1)  # black is 0, as padding is
         return mu, log_var.clamp(-30, 20)
 
     def code(self, x: Tensor) -> Tensor:
@@ -93,8 +94,8 @@ class VAEGAN(Game, Codec):
     def llike(self, x: Tensor, rebuilt: Tensor) -> Tensor:
         """L_llike (eq. 7 and 8), a scalar in nats: a sum over features, a mean over the batch. x is a constant, rebuilt is not."""
         with torch.no_grad():
-            real = self.discriminator.inner(x, self.config.layer).float()
-        found = self.discriminator.inner(rebuilt, self.config.layer).float()
+            real = wide(self.discriminator.inner(x, self.config.layer))
+        found = wide(self.discriminator.inner(rebuilt, self.config.layer))
         scale = torch.tensor(math.log(self.config.deviation), device=x.device)
         return -gaussian_log_prob(real.flatten(1)[..., None, None], found.flatten(1)[..., None, None], scale).mean()
 
