@@ -147,9 +147,9 @@ def vae_gan(size: Size = "small") -> Recipe:
     """VAE/GAN: an autoencoder that compares images in a discriminator's features. Larsen, Sonderby, Larochelle, Winther 2016, arXiv 1512.09300."""
     model = by_size(
         size,
-        tiny=VAEGANConfig(nets=DCGANNets(8, 8, "spectral"), latent=8, width=4, hidden=16, reference=64),
-        small=VAEGANConfig(nets=DCGANNets(32, 32, "spectral"), latent=20, width=16, hidden=256),
-        base=VAEGANConfig(nets=DCGANNets(64, 64, "spectral"), latent=128, width=64, hidden=512, layer=3),
+        tiny=VAEGANConfig(nets=DCGANNets(8, 8, "spectral"), latent=8, width=4, hidden=16, deviation=0.7, gamma=0.05, reference=64),
+        small=VAEGANConfig(nets=DCGANNets(24, 24, "spectral"), latent=16, width=16, hidden=256, deviation=0.7, gamma=0.05),
+        base=VAEGANConfig(nets=DCGANNets(64, 64, "spectral"), latent=128, width=64, hidden=512, layer=3, deviation=0.7, gamma=0.05),
     )
     rate = adam(size, small=1e-3, base=2e-4, betas=(0.5, 0.999))
     train = training(size, d=rate, g=rate)
