@@ -45,9 +45,9 @@ def images(n: int = 6, seed: int = 1) -> Tensor:
     return torch.rand(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def precise() -> VAEGAN:
+def precise(kind: str = "dcgan") -> VAEGAN:
     """In float64, latents included."""
-    method = small().double()
+    method = small(kind).double()
     method.random_latents = lambda n: torch.randn(n, 5, dtype=torch.float64)  # type: ignore[method-assign]
     return method
 
@@ -78,8 +78,9 @@ def by_hand(method: VAEGAN, x: Tensor, seed: int, row: str) -> dict[str, Tensor]
     z = mu + torch.randn_like(mu) * q.stddev
     drawn, rebuilt = method.generator(torch.randn_like(mu)), method.generator(z)
     conv1, act, conv2 = d.trunk[:3]
-    p = torch.distributions.Normal(conv2(act(conv1(rebuilt))), c.deviation)
-    llike = -p.log_prob(conv2(act(conv1(x)))).sum((1, 2, 3)).mean()
+    target = conv2(act(conv1(x))).detach()
+    unit = (target - target.mean(0)).square().mean().sqrt()
+    llike = -torch.distributions.Normal(conv2(act(conv1(rebuilt))), c.deviation * unit).log_prob(target).sum((1, 2, 3)).mean()
     if row == "encode":
         return gradients(method, torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1).mean() + llike)
     real, of_drawn, of_rebuilt = (torch.sigmoid(d(i)[0]) for i in (x, drawn, rebuilt))
@@ -88,9 +89,10 @@ def by_hand(method: VAEGAN, x: Tensor, seed: int, row: str) -> dict[str, Tensor]
     return gradients(method, -(real.log() + (1 - of_drawn).log() + (1 - of_rebuilt).log()).mean())
 
 
+@pytest.mark.parametrize("kind", ["dcgan", "batch"])
 @pytest.mark.parametrize("row", ROWS)
-def test_each_net_gets_the_gradient_of_its_own_losses(row: str) -> None:
-    method, x = precise(), images().double()
+def test_each_net_gets_the_gradient_of_its_own_losses(row: str, kind: str) -> None:
+    method, x = precise(kind), images().double()
     for norm in (m for m in method.discriminator.modules() if hasattr(m, "track_running_stats")):
         norm.track_running_stats = False  # D's spectral norms stand still here, so that both sides see the same D
     found, expected = moved(method, row, x, 3), by_hand(method, x, 3, row)
@@ -109,17 +111,32 @@ def test_what_must_not_reach_a_net_would_change_its_gradient() -> None:
     assert {name.split(".")[0] for name, g in whole.items() if float(g.abs().max()) > 1e-8} == {"encoder", "generator", "discriminator"}
 
 
-@pytest.mark.parametrize("deviation", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize(("deviation", "unit"), [(0.3, "one"), (1.0, "one"), (2.0, "features")])
 @pytest.mark.parametrize("kind", NETS)
-def test_llike_is_a_gaussian_of_the_features(kind: str, deviation: float) -> None:
-    method = small(kind, deviation=deviation)
+def test_llike_is_a_gaussian_of_the_features(kind: str, deviation: float, unit: Any) -> None:
+    method = small(kind, deviation=deviation, unit=unit)
     for layer in range(1, method.discriminator.depth + 1):
         method.config = replace(method.config, layer=layer)
         with torch.no_grad():
             a, b = (method.discriminator.inner(images(seed=s), layer).flatten(1).double().numpy() for s in (1, 2))
             found = method.llike(images(seed=1), images(seed=2))
-        expected = -stats.norm.logpdf(a, b, deviation).sum(1).mean()
+        s = deviation * (a.var(0).mean() ** 0.5 if unit == "features" else 1.0)
+        expected = -stats.norm.logpdf(a, b, s).sum(1).mean()
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_llike_does_not_mind_the_scale_of_features() -> None:
+    """Its gradient at the image, where D's features are a hundred times as large; by a fixed deviation it is ten thousand times as large."""
+    found: dict[str, list[Tensor]] = {"features": [], "one": []}
+    for unit, slopes in found.items():
+        method = small(unit=unit, nets=DCGANNets(6, 6, "none"))
+        for _ in range(2):
+            y = images(seed=2).requires_grad_()
+            slopes.append(torch.autograd.grad(method.llike(images(), y), y)[0])
+            with torch.no_grad():
+                method.discriminator.trunk[2].weight.mul_(100)
+    torch.testing.assert_close(found["features"][1], found["features"][0], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found["one"][1], 1e4 * found["one"][0], rtol=1e-3, atol=1e-6)
 
 
 def test_the_inner_layer_is_the_convolution_before_its_norm() -> None:
@@ -138,7 +155,7 @@ def test_the_inner_layer_is_the_convolution_before_its_norm() -> None:
 def test_features_are_an_images_own(kind: str) -> None:
     """By batch statistics (or dropout) neighbors would change them, and a batch of paler images would have the same features."""
     torch.manual_seed(0)
-    config = VAEGANConfig(nets=NETS[kind], latent=5, width=4, hidden=12, layer=3 if kind == "batch" else 2)
+    config = VAEGANConfig(nets=NETS[kind], latent=5, width=4, hidden=12, unit="one", layer=3 if kind == "batch" else 2)
     method = VAEGAN(DataInfo(ImageShape(1, 32, 32)), config).train()
     with torch.no_grad():
         for p in method.discriminator.parameters():
@@ -248,7 +265,7 @@ def test_digits_are_rebuilt_and_drawn() -> None:
     mean and covariance are."""
     stage, where = vae_gan("small").last, Where("cpu", "fp32", False, torch.get_num_threads())
     sets = [open_source("digits", DataConfig(), split) for split in ("train", "test")]
-    method = make(replace(stage, model=replace(stage.model, nets=DCGANNets(16, 16, "spectral"), layer=1)), sets[0].info, {}, 0)
+    method = make(replace(stage, model=replace(stage.model, nets=DCGANNets(16, 16), layer=1)), sets[0].info, {}, 0)
     where.place(method)
     trainer = Trainer(method, replace(stage.train, batch=32), Feed(sets[0], 32, stage.data, 0, where.device, True).batch, 0, 400, where)
     for k in range(400):

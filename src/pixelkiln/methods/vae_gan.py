@@ -3,7 +3,7 @@ beyond pixels using a learned similarity metric, 2016, arXiv 1512.09300).
 
     z ~ q(z|x) = N(mu(x), sigma^2(x)),   x~ = Dec(z),   z_p ~ N(0, I),   x_p = Dec(z_p)
     L_prior = KL(q(z|x) || N(0, I))                                                                                    eq. 4
-    L_llike = -E_q[log N(Dis_l(x); Dis_l(x~), s^2 I)],   Dis_l the output of layer l of the discriminator                eq. 7 and 8 (there s = 1)
+    L_llike = -E_q[log N(Dis_l(x); Dis_l(x~), (s u)^2 I)],   Dis_l the output of layer l of the discriminator            eq. 7 and 8 (there s u = 1)
     L_GAN = -log Dis(x) - log(1 - Dis(x~)) - log(1 - Dis(x_p))                                                         eq. 10, as a loss of Dis
 
 Pixels that moved a little count as much in a squared error as strokes that are gone, and the mean of what may be is a blur; features that a
@@ -13,6 +13,10 @@ discriminator uses tell the two apart. Each of the three networks has a row of i
 
 so that the encoder is not asked to fool anybody, and the discriminator is not paid for features in which all images are alike. -L_GAN of the
 decoder is non-saturating unless asked otherwise. Sums run over features and latent units, means over the batch, all in nats.
+
+Beyond the paper: u is the deviation of the features of real images, over a batch and without a gradient. Nothing else holds their scale, which
+moves by orders of magnitude while the discriminator learns: from weights of N(0, 0.02) a Gaussian of fixed width begins with a code that says
+nothing, and its KL stays at 0.
 
 There is no likelihood of images: that of features is none of pixels, and Dis moves. So there is no score in nats.
 """
@@ -41,12 +45,14 @@ from ..objectives.variational import active_units, kl_per_unit, reparameterize
 
 __all__ = ["VAEGAN", "VAEGANConfig", "vae_gan"]
 
+TINY = 1e-12  # least variance of features
+
 
 @dataclass(frozen=True)
 class VAEGANConfig(Setting):
     """A GAN's nets and rules, the encoder, and where and how strongly images are compared."""
 
-    nets: Players = DCGANNets(norm="spectral")  # decoder and discriminator
+    nets: Players = DCGANNets()  # decoder and discriminator
     rules: Rules = Rules("non-saturating")
     latent: int = 64
     net: Literal["mlp", "conv"] = "conv"  # the encoder
@@ -54,7 +60,8 @@ class VAEGANConfig(Setting):
     depth: int = 0  # mlp: hidden layers; conv: residual blocks at every size
     hidden: int = 256  # conv: units of the layer next to z
     layer: int = 2  # l, from 1 at the image
-    deviation: float = 1.0  # s
+    deviation: float = 1.0  # s ...
+    unit: Literal["features", "one"] = "features"  # ... in deviations of the features of real images, or as it is (the paper's)
     gamma: float = 1.0  # weight of L_llike for the decoder
 
 
@@ -96,7 +103,8 @@ class VAEGAN(Game, Codec):
         with torch.no_grad():
             real = wide(self.discriminator.inner(x, self.config.layer))
         found = wide(self.discriminator.inner(rebuilt, self.config.layer))
-        scale = torch.tensor(math.log(self.config.deviation), device=x.device)
+        unit = real.var(0, correction=0).mean().clamp_min(TINY) if self.config.unit == "features" else real.new_ones(())
+        scale = math.log(self.config.deviation) + 0.5 * unit.log()
         return -gaussian_log_prob(real.flatten(1)[..., None, None], found.flatten(1)[..., None, None], scale).mean()
 
     def encode_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
@@ -147,9 +155,9 @@ def vae_gan(size: Size = "small") -> Recipe:
     """VAE/GAN: an autoencoder that compares images in a discriminator's features. Larsen, Sonderby, Larochelle, Winther 2016, arXiv 1512.09300."""
     model = by_size(
         size,
-        tiny=VAEGANConfig(nets=DCGANNets(8, 8, "spectral"), latent=8, width=4, hidden=16, deviation=0.7, gamma=0.05, reference=64),
-        small=VAEGANConfig(nets=DCGANNets(24, 24, "spectral"), latent=16, width=16, hidden=256, deviation=0.7, gamma=0.05),
-        base=VAEGANConfig(nets=DCGANNets(64, 64, "spectral"), latent=128, width=64, hidden=512, layer=3, deviation=0.7, gamma=0.05),
+        tiny=VAEGANConfig(nets=DCGANNets(8, 8), latent=8, width=4, hidden=16, deviation=3.0, gamma=0.1, reference=64),
+        small=VAEGANConfig(nets=DCGANNets(24, 24), latent=16, width=16, hidden=256, deviation=3.0, gamma=0.1),
+        base=VAEGANConfig(nets=DCGANNets(64, 64), latent=128, width=64, hidden=512, layer=3, deviation=3.0, gamma=0.1),
     )
     rate = adam(size, small=1e-3, base=2e-4, betas=(0.5, 0.999))
     train = training(size, d=rate, g=rate)
