@@ -11,7 +11,7 @@ from ..core.types import ImageShape
 from .convae import ConvDecoder, ConvEncoder
 from .mlp import CouplingFlow, MLPDecoder, MLPEncoder
 
-__all__ = ["LabeledDecoder", "LabeledEncoder", "LabeledFlow", "Sized", "Used", "coders", "prior"]
+__all__ = ["LabeledDecoder", "LabeledEncoder", "LabeledFlow", "Sized", "Used", "coders", "encoder", "prior"]
 
 
 class Sized(Protocol):
@@ -93,19 +93,20 @@ def one_hot(label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     return (label[:, None] == torch.arange(classes, device=label.device)).to(dtype)
 
 
+def encoder(shape: ImageShape, config: Sized, out: int) -> nn.Module:
+    """x (n, C, H, W) -> (n, out). Raises `UserError` for sides that the conv net cannot halve."""
+    return MLPEncoder(shape, out, config.width, config.depth) if config.net == "mlp" else ConvEncoder(shape, out, config.width, config.depth, config.hidden)
+
+
 def coders(shape: ImageShape, config: Sized, out: int, classes: int = 0) -> tuple[nn.Module, nn.Module]:
     """Encoder, x (n, C, H, W) -> (n, out), and decoder, z (n, J) -> (n, C, H, W), unbounded; where there are classes, both take a label, too.
 
     Raises `UserError` for sides that the conv net cannot halve.
     """
     seen, J = ImageShape(shape.channels + (classes > 0), shape.height, shape.width), config.latent + classes
-    if config.net == "mlp":
-        encoder: nn.Module = MLPEncoder(seen, out, config.width, config.depth)
-        decoder: nn.Module = MLPDecoder(J, shape, config.width, config.depth)
-    else:
-        encoder = ConvEncoder(seen, out, config.width, config.depth, config.hidden)
-        decoder = ConvDecoder(J, shape, config.width, config.depth, config.hidden)
-    return (LabeledEncoder(encoder, shape, classes), LabeledDecoder(decoder, classes)) if classes else (encoder, decoder)
+    coder, mlp = encoder(seen, config, out), config.net == "mlp"
+    decoder: nn.Module = MLPDecoder(J, shape, config.width, config.depth) if mlp else ConvDecoder(J, shape, config.width, config.depth, config.hidden)
+    return (LabeledEncoder(coder, shape, classes), LabeledDecoder(decoder, classes)) if classes else (coder, decoder)
 
 
 def prior(config: Used, classes: int = 0) -> CouplingFlow | LabeledFlow | None:

@@ -7,6 +7,7 @@ from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core.types import ImageShape
 
@@ -60,6 +61,33 @@ class Judge(nn.Module):
         if self.embed is not None and label is not None:
             logits = logits + (self.embed(label) * h).sum(1)
         return logits, h
+
+    @property
+    def depth(self) -> int:
+        """Layers of the trunk that have weights and are no norms: convolutions, linear layers, blocks."""
+        return len(self._layers())
+
+    def inner(self, x: Tensor, layer: int) -> Tensor:
+        """Output (n, ...) of layer 1..depth of the trunk for x (n, C, H, W), before its norm and nonlinearity, of a D that takes no label.
+
+        In evaluation mode, so that an image's features are its own: no dropout, and BatchNorm by its running statistics. Those of a batch would hide
+        in what two batches differ, such as their contrast, and would tie each image to its neighbors.
+        """
+        training = self.training
+        try:
+            h: Tensor = self.eval()._path()[: self._layers()[layer - 1] + 1](x)
+        finally:
+            self.train(training)
+        return h
+
+    def _path(self) -> nn.Sequential:
+        path = getattr(self.trunk, "blocks", self.trunk)
+        assert isinstance(path, nn.Sequential)
+        return path
+
+    def _layers(self) -> list[int]:
+        """Where on the path they stand."""
+        return [i for i, m in enumerate(self._path()) if next(m.parameters(), None) is not None and not isinstance(m, (_BatchNorm, nn.GroupNorm))]
 
     def forward(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """As `judge`; compiled where a run is."""

@@ -29,12 +29,14 @@ def wide(x: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Objective:
     """One game: L_D = d(real, fake, smoothing) and L_G = g(real, fake). `smooths`: it has a target for real images, which smoothing lowers. `paired`:
-    L_G looks at D(x), too."""
+    L_G looks at D(x), too. `false`: what L_D says of generated images alone, for games with several kinds of them; None where L_D is no such sum, or
+    where it is linear, so that more generated images than real ones would let D fall without end."""
 
     d: Callable[..., Tensor]
     g: Callable[[Tensor, Tensor], Tensor]
     smooths: bool = False
     paired: bool = False
+    false: Callable[[Tensor], Tensor] | None = None
 
 
 def non_saturating_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -45,7 +47,7 @@ def non_saturating_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tens
     (one-sided: Salimans et al. 2016, arXiv 1606.03498, section 3.4).
     """
     real, fake = wide(real), wide(fake)
-    return (1 - smoothing) * F.softplus(-real).mean() + smoothing * F.softplus(real).mean() + F.softplus(fake).mean()
+    return (1 - smoothing) * F.softplus(-real).mean() + smoothing * F.softplus(real).mean() + minimax_false(fake)
 
 
 def non_saturating_g(fake: Tensor) -> Tensor:
@@ -59,12 +61,22 @@ def non_saturating_g(fake: Tensor) -> Tensor:
 
 def minimax_g(fake: Tensor) -> Tensor:
     """log(1 - sigmoid(D(G(z)))) = -softplus(D(G(z))), a scalar <= 0 in nats, whose slope dies where D is sure. Goodfellow et al. 2014, eq. 1."""
-    return -F.softplus(wide(fake)).mean()
+    return -minimax_false(fake)
+
+
+def minimax_false(fake: Tensor) -> Tensor:
+    """-log(1 - sigmoid(D(G(z)))) = softplus(D(G(z))), the cross-entropy's second term."""
+    return F.softplus(wide(fake)).mean()
 
 
 def least_squares_d(real: Tensor, fake: Tensor, smoothing: float = 0.0) -> Tensor:
     """((D(x) - 1)^2 + D(G(z))^2) / 2, the target 1 lowered by smoothing. Mao et al. 2017, arXiv 1611.04076, eq. 9 (a = 0, b = c = 1)."""
-    return 0.5 * (wide(real) - (1 - smoothing)).square().mean() + 0.5 * wide(fake).square().mean()
+    return 0.5 * (wide(real) - (1 - smoothing)).square().mean() + least_squares_false(fake)
+
+
+def least_squares_false(fake: Tensor) -> Tensor:
+    """D(G(z))^2 / 2, its second term."""
+    return 0.5 * wide(fake).square().mean()
 
 
 def least_squares_g(fake: Tensor) -> Tensor:
@@ -74,7 +86,12 @@ def least_squares_g(fake: Tensor) -> Tensor:
 
 def hinge_d(real: Tensor, fake: Tensor) -> Tensor:
     """max(0, 1 - D(x)) + max(0, 1 + D(G(z))). Lim and Ye 2017, arXiv 1705.02894; Miyato et al. 2018, arXiv 1802.05957, eq. 16."""
-    return F.relu(1 - wide(real)).mean() + F.relu(1 + wide(fake)).mean()
+    return F.relu(1 - wide(real)).mean() + hinge_false(fake)
+
+
+def hinge_false(fake: Tensor) -> Tensor:
+    """max(0, 1 + D(G(z))), its second term."""
+    return F.relu(1 + wide(fake)).mean()
 
 
 def critic_d(real: Tensor, fake: Tensor) -> Tensor:
@@ -93,10 +110,10 @@ def relativistic(above: Tensor, below: Tensor) -> Tensor:
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "minimax": Objective(non_saturating_d, lambda real, fake: minimax_g(fake), smooths=True),
-    "non-saturating": Objective(non_saturating_d, lambda real, fake: non_saturating_g(fake), smooths=True),
-    "least-squares": Objective(least_squares_d, lambda real, fake: least_squares_g(fake), smooths=True),
-    "hinge": Objective(lambda real, fake, smoothing=0.0: hinge_d(real, fake), lambda real, fake: critic_g(fake)),
+    "minimax": Objective(non_saturating_d, lambda real, fake: minimax_g(fake), smooths=True, false=minimax_false),
+    "non-saturating": Objective(non_saturating_d, lambda real, fake: non_saturating_g(fake), smooths=True, false=minimax_false),
+    "least-squares": Objective(least_squares_d, lambda real, fake: least_squares_g(fake), smooths=True, false=least_squares_false),
+    "hinge": Objective(lambda real, fake, smoothing=0.0: hinge_d(real, fake), lambda real, fake: critic_g(fake), false=hinge_false),
     "wasserstein": Objective(lambda real, fake, smoothing=0.0: critic_d(real, fake), lambda real, fake: critic_g(fake)),
     "relativistic": Objective(lambda real, fake, smoothing=0.0: relativistic(real, fake), lambda real, fake: relativistic(fake, real), paired=True),
 }

@@ -69,9 +69,11 @@ class Game(Method, Latent):
         costs = {**self.penalties(batch.x, fake, (real_logits, fake_logits), label, moment), **self.wants(real_features, label, None)}
         costs |= {f"{name}_fake": cost for name, cost in self.wants(fake_features, label, z).items()}
         found = {"loss": sum(costs.values(), loss), "d_real": mean(real_logits), "d_fake": mean(fake_logits), **parted(costs)}
-        if self.rules.augment == "ada":
-            found |= {"signs": signs(real_logits, fake_logits, self.rules.objective), "p": self.shown.p.clone()}
-        return found | {"told": told(real_logits, fake_logits)}
+        return found | self.overfitted(real_logits, fake_logits) | {"told": told(real_logits, fake_logits)}
+
+    def overfitted(self, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """What ADA goes by, from D's logits, and its probability; nothing without ADA."""
+        return {"signs": signs(real, fake, self.rules.objective), "p": self.shown.p.clone()} if self.rules.augment == "ada" else {}
 
     def r_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """The lazy penalty by itself, as many times as strong as it is rare (Karras et al. 2020, arXiv 1912.04958, section 4.1)."""
