@@ -31,8 +31,8 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from ..core.protocols import Codec, Method, Update
-from ..core.recipe import Recipe, Size, Stage, by_size
+from ..core.protocols import Method, Posterior, Update
+from ..core.recipe import MACHINES, Expect, Recipe, Size, Stage, by_size
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.coders import encoder
 from ..nets.dcgan import DCGANNets
@@ -66,7 +66,7 @@ class VAEGANConfig(Setting):
 
 
 @final
-class VAEGAN(Game, Codec):
+class VAEGAN(Game, Posterior):
     """encoder: x -> (mu, log sigma^2); generator: the decoder, z -> x; discriminator: x -> a logit, and features on the way."""
 
     averaged = ("encoder", "generator")
@@ -88,7 +88,7 @@ class VAEGAN(Game, Codec):
         *judge, decode = super().updates()
         return (*judge, Update("encode", ("encoder",), self.encode_loss, opt="encoder", fresh=False), decode)
 
-    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """mu and log sigma^2 of q(z|x), (B, J) each, for x (B, C, H, W) in [-1, 1]."""
         mu, log_var = wide(self.encoder((x + 1) / 2)).chunk(2, dim=1)  # black is 0, as padding is
         return mu, log_var.clamp(-30, 20)
@@ -150,6 +150,10 @@ class VAEGAN(Game, Codec):
         """Images (B, C, H, W) in [-1, 1] of codes (B, J)."""
         return self.from_latents(z, Request(())).float().clamp(-1, 1)
 
+    def paint(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """The same: codes are z."""
+        return self.decode(z)
+
 
 def vae_gan(size: Size = "small") -> Recipe:
     """VAE/GAN: an autoencoder that compares images in a discriminator's features. Larsen, Sonderby, Larochelle, Winther 2016, arXiv 1512.09300."""
@@ -161,9 +165,11 @@ def vae_gan(size: Size = "small") -> Recipe:
     )
     rate = adam(size, small=1e-3, base=2e-4, betas=(0.5, 0.999))
     train = training(size, d=rate, g=rate)
+    command = "pixelkiln train vae-gan --data mnist --out R --steps 945 --threads 1; pixelkiln evaluate R -n 2000"
     return Recipe(
         stages=(Stage(VAEGAN, model, data_for(size), replace(train, opts={**train.opts, "encoder": rate})),),
         family="vae",
         paper="Larsen, Sonderby, Larochelle, Winther, Autoencoding beyond pixels using a learned similarity metric, 2016, arXiv 1512.09300",
         summary="an autoencoder that compares images in a discriminator's features: sharp, with an encoder",
+        expect=by_size(size, tiny=(), small=(Expect("fd", 24.3, "mnist", command, MACHINES["avx2"][0]),), base=()),
     )
