@@ -39,7 +39,7 @@ def score(images: Tensor, labels: Tensor | None, real: tuple[ImageSet, ImageSet,
 
 
 def test_ddpm_draws_the_digit_that_it_is_asked_for(tmp_path: Path, real: tuple[ImageSet, ImageSet, Extractor]) -> None:
-    model = trained(tmp_path, "ddpm", 800, model__net__width="32")
+    model = trained(tmp_path, "ddpm", 600, model__net__width="24", train__batch="64")
     labels = torch.arange(360) % 10
     report = score(model.sample(360, label="all"), labels, real)
     assert report["accuracy"].value > 0.9
