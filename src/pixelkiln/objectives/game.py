@@ -33,7 +33,7 @@ __all__ = ["Game"]
 class Game(Method, Latent):
     """A generator and a discriminator. A family may add networks that read D's features (`judges`), and what they want (`wants`)."""
 
-    averaged = ("generator",)
+    averaged: tuple[str, ...] = ("generator",)
     abilities = frozenset({Ability.LABEL, Ability.TRUNCATION})
     judges: tuple[str, ...] = ("discriminator",)
     discriminator: Any  # nets.judge.Judge, of which this room knows nothing
