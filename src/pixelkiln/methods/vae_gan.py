@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ..core.protocols import Codec, Method, Update
 from ..core.recipe import Expect, Recipe, Size, Stage, by_size
-from ..core.types import Batch, DataInfo, Moment, Request, UserError
+from ..core.types import Ability, Batch, DataInfo, Moment, Request, UserError
 from ..nets.coders import encoder
 from ..nets.dcgan import DCGANNets
 from ..nets.players import Players, players
@@ -72,6 +72,7 @@ class VAEGAN(Game, Codec):
     """encoder: x -> (mu, log sigma^2); generator: the decoder, z -> x; discriminator: x -> a logit, and features on the way."""
 
     averaged = ("encoder", "generator")
+    abilities = frozenset({Ability.TRUNCATION})
 
     def __init__(self, info: DataInfo, config: VAEGANConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, config, *players(DataInfo(info.shape), config.latent, config.nets), parents)
