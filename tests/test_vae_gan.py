@@ -265,7 +265,7 @@ def test_digits_are_rebuilt_and_drawn() -> None:
     mean and covariance are."""
     stage, where = vae_gan("small").last, Where("cpu", "fp32", False, torch.get_num_threads())
     sets = [open_source("digits", DataConfig(), split) for split in ("train", "test")]
-    method = make(replace(stage, model=replace(stage.model, nets=DCGANNets(16, 16), layer=1)), sets[0].info, {}, 0)
+    method = make(replace(stage, model=replace(stage.model, nets=DCGANNets(16, 16, "spectral"), layer=1)), sets[0].info, {}, 0)
     where.place(method)
     trainer = Trainer(method, replace(stage.train, batch=32), Feed(sets[0], 32, stage.data, 0, where.device, True).batch, 0, 400, where)
     for k in range(400):
