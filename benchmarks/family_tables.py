@@ -130,9 +130,9 @@ def pythae(found: Result) -> str:
             quality.append([name, f"{ours['images']:,}", *(pair(ours.get(k), theirs.get(k), form) for k, form in (("mse", ".4f"), ("nats", ".1f"), ("fd", ".2f"), ("processor_seconds", ".0f")))])
     m, s = found["machine"], found["settings"]
     where = (f"{found['date']}, {m['processor']}, {m['threads']} thread on one core, torch {m['torch']}, load average {m['load'][0]} beside. {s['rounds']} turns of {s['seconds']:g} s of {s['clock'] or 'wall'} time each; "
-             f"quality: {s['epochs']} epochs of the first {s['images']:,} images, one seed, {s['n']:,} test images and samples, the bound by {s['importance']} importance samples of {s['bound']} images.")
+             f"quality: whole epochs of the first {s['images']:,} training images, one seed, {s['n']:,} test images and samples, the bound by {s['importance']} importance samples of {s['bound']} images.")
     head = ["model, data", "parameters", "pixelkiln, images/s of processor time", "pythae", "ratio (turns)", "ratio, wall clock", "share of the matrix rate, pixelkiln", "pythae"]
-    return "\n\n".join([table(head, speed), table(["pixelkiln / pythae", "images", "squared error of a pixel", "bound, nats", "`fd`", "processor seconds"], quality), where])
+    return "\n\n".join([table(head, speed), table(["pixelkiln / pythae", "images seen", "squared error of a pixel", "bound, nats", "`fd`", "processor seconds"], quality), where])
 
 
 def cached(found: Result) -> str:

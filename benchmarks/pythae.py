@@ -127,7 +127,7 @@ def rebuilt(method: Method, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scores(pair: Pair, method: Method, test: ImageSet, data: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Reconstruction, bound and `fd`; the file of samples stays beside the weights."""
+    """Reconstruction, bound and `fd`, where it is asked for; the file of samples stays beside the weights."""
     x = test.images[: args.n].float() / 127.5 - 1
     again = rebuilt(method, x)
     found: dict[str, Any] = {"mse": float((again - (x + 1) / 2).square().mean())}
@@ -137,6 +137,8 @@ def scores(pair: Pair, method: Method, test: ImageSet, data: Path, out: Path, ar
             score = method.log_prob(part, args.importance, gen)
             nats.append(score.nats)
         found |= {"nats": float(torch.cat(nats).mean()), "of": score.of}
+    if not args.fd:
+        return found | {"n": args.n}
     made = again if pair.recipe == "vqvae" else (method.sample(Request(tuple(range(args.n)))).clamp(-1, 1) + 1) / 2
     file = out.with_name(f"{out.stem}-samples.npz")
     np.savez_compressed(file, images=(made * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy())
@@ -177,6 +179,7 @@ def main() -> None:
     p.add_argument("-n", type=int, default=2000, help="test images and samples")
     p.add_argument("--bound", type=int, default=500, help="test images of the bound")
     p.add_argument("--importance", type=int, default=50, help="importance samples of the bound")
+    p.add_argument("--fd", action=argparse.BooleanOptionalAction, default=True, help="the Fréchet distance, for which a data set's extractor is trained once")
     p.add_argument("--part", choices=["speed", "quality", "both"], default="both")
     p.add_argument("--device", default="cpu", choices=["cpu"], help=argparse.SUPPRESS)
     args = p.parse_args()
@@ -196,7 +199,7 @@ def main() -> None:
                 row["speed"] = contest(Contest(f"{pair.recipe}, {data.name}", both), args, env)
                 row["load"] = load_average()
             if args.part != "speed":
-                row["quality"] = quality(pair, data, args)
+                row["quality"] = quality(pair, data, args) | {"settings": found["settings"]}
             target.write_text(json.dumps(found, indent=1) + "\n")
     print(target)
 
