@@ -7,7 +7,7 @@
 Speed: both programs are started and take turns, as in speed.py; a ratio is the median of the ratios within a turn, of the wall clock and of processor time, the second of which
 other programs on the machine disturb less. Quality: each trains for --epochs on the first --images training images in a process of its own and writes its weights; both are loaded
 into pixelkiln's method, which must make of some images what pythae made of them, and scored alike: mean squared error of reconstructed test images (posterior means; pixels in
-[0, 1]), the importance-weighted bound where there is a likelihood, `fd` of samples from N(0, I) (of reconstructions for a VQ-VAE, which has no prior) by `pixelkiln evaluate`.
+[0, 1]; Bernoulli models see binarized images, as in training, and are compared with the grey ones), the importance-weighted bound where there is a likelihood, `fd` of samples from N(0, I) (of reconstructions for a VQ-VAE, which has no prior) by `pixelkiln evaluate`.
 What is in --work is not trained again. Writes benchmarks/results/DATE-pythae.json. peers/pythae_vae.py says what pythae's side is.
 """
 
@@ -37,6 +37,7 @@ from pixelkiln.core.types import Request
 from pixelkiln.data import ImageSet, open_source
 from pixelkiln.engine.build import make
 from pixelkiln.engine.where import processor
+from pixelkiln.objectives.amortized import Amortized
 
 SAME = {"train.opts.main.decay": "constant", "train.opts.main.lr": "1e-3", "train.opts.main.warmup": "0"}  # pythae knows steps of the rate by epochs only
 CHECK = 2e-4  # how far the two programs' reconstructions by the same weights may be apart, of a range of 1
@@ -129,8 +130,9 @@ def rebuilt(method: Method, x: Tensor) -> Tensor:
 def scores(pair: Pair, method: Method, test: ImageSet, data: Path, out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Reconstruction, bound and `fd`, where it is asked for; the file of samples stays beside the weights."""
     x = test.images[: args.n].float() / 127.5 - 1
-    again = rebuilt(method, x)
-    found: dict[str, Any] = {"mse": float((again - (x + 1) / 2).square().mean())}
+    seen = method.observed(x, torch.rand(x.shape, generator=torch.Generator().manual_seed(1))) if isinstance(method, Amortized) else x
+    again, plain = rebuilt(method, seen), rebuilt(method, x)
+    found: dict[str, Any] = {"mse": float((again - (x + 1) / 2).square().mean()), "mse_plain": float((plain - (x + 1) / 2).square().mean())}
     if isinstance(method, Likelihood):
         gen, nats = torch.Generator().manual_seed(0), []
         for part in x[: args.bound].split(50):
