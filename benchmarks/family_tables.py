@@ -129,8 +129,11 @@ def pythae(found: Result) -> str:
             ours, theirs = row["quality"]["pixelkiln"], row["quality"]["pythae"]
             quality.append([name, f"{ours['images']:,}", *(pair(ours.get(k), theirs.get(k), form) for k, form in (("mse", ".4f"), ("nats", ".1f"), ("fd", ".2f"), ("processor_seconds", ".0f")))])
     m, s = found["machine"], found["settings"]
-    where = (f"{found['date']}, {m['processor']}, {m['threads']} thread on one core, torch {m['torch']}, load average {m['load'][0]} beside. {s['rounds']} turns of {s['seconds']:g} s of {s['clock'] or 'wall'} time each; "
-             f"quality: whole epochs of the first {s['images']:,} training images, one seed, {s['n']:,} test images and samples, the bound by {s['importance']} importance samples of {s['bound']} images.")
+    timed = [row for row in found["rows"].values() if "speed" in row]
+    turns, loads = sorted({len(row["speed"]["programs"][0]["rates"]) for row in timed}), sorted(row["load"][0] for row in timed)
+    where = (f"{found['date']}, {m['processor']}, {m['threads']} thread on one core, torch {m['torch']}; {' or '.join(map(str, turns))} turns of {s['seconds']:g} s of {s['clock'] or 'wall'} time each, "
+             f"load average {loads[0]:.1f} to {loads[-1]:.1f} at their ends on {m['cores']} cores: other programs ran beside. "
+             f"Quality: whole epochs of the first {s['images']:,} training images, one seed, {s['n']:,} test images and samples, the bound by {s['importance']} importance samples of {s['bound']} images.")
     head = ["model, data", "parameters", "pixelkiln, images/s of processor time", "pythae", "ratio (turns)", "ratio, wall clock", "share of the matrix rate, pixelkiln", "pythae"]
     return "\n\n".join([table(head, speed), table(["pixelkiln / pythae", "images seen", "squared error of a pixel", "bound, nats", "`fd`", "processor seconds"], quality), where])
 
