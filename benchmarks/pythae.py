@@ -31,7 +31,7 @@ from torch import Tensor
 from trained import HERE, Failed, call, kept
 
 from pixelkiln.core.catalog import find, override
-from pixelkiln.core.protocols import Codec, Likelihood, Method
+from pixelkiln.core.protocols import Codec, Likelihood, Method, Posterior
 from pixelkiln.core.recipe import Stage
 from pixelkiln.core.types import Request
 from pixelkiln.data import ImageSet, open_source
@@ -123,7 +123,8 @@ def opened(pair: Pair, data: ImageSet, weights: Path) -> Method:
 def rebuilt(method: Method, x: Tensor) -> Tensor:
     """Reconstructions by posterior means, in [0, 1], of x in [-1, 1]."""
     assert isinstance(method, Codec)
-    return torch.cat([(method.decode(method.encode(part)).clamp(-1, 1) + 1) / 2 for part in x.split(250)])
+    codes = (method.posterior(part)[0] if isinstance(method, Posterior) else method.encode(part) for part in x.split(250))  # priors are N(0, I): a code is z
+    return torch.cat([(method.decode(z).clamp(-1, 1) + 1) / 2 for z in codes])
 
 
 @torch.no_grad()

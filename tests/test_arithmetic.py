@@ -10,36 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from pixelkiln.cli.main import main
+from commands import CHOSEN, TINY, linear_runs, pixelkiln
 from pixelkiln.core.images import grid, read_image, read_texts
 from pixelkiln.core.types import UserError
-from pixelkiln.data import open_source, shapes
+from pixelkiln.data import open_source
 from pixelkiln.engine.arithmetic import direction, having, moved
 from pixelkiln.engine.sample import load, slerp
-
-CHOSEN = ["--precision", "fp32", "--layout", "contiguous", "--quiet"]
-TINY = ["--size", "tiny", *CHOSEN]
-
-
-def pixelkiln(*args: object) -> int:
-    try:
-        return main([str(a) for a in args])
-    except SystemExit as e:
-        return int(e.code or 0)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("runs")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PIXELKILN_CACHE", str(base / "cache"))
-    patch.setattr(shapes, "NUM", {"train": 300, "test": 60})  # 22,000 take seconds to draw
-    assert pixelkiln("train", "pca", "--data", "shapes", "--out", base / "pca", "--data.resolution", 16, *TINY) == 0
-    assert pixelkiln("train", "pca", "--data", "digits", "--out", base / "digits", *TINY) == 0
-    for name in ("vae", "vqvae", "ddpm"):
-        assert pixelkiln("train", name, "--data", "digits", "--out", base / name, "--steps", 2, *TINY) == 0
-    yield base
-    patch.undo()
+    with linear_runs(base, 300, 60):
+        assert pixelkiln("train", "pca", "--data", "digits", "--out", base / "digits", *TINY) == 0
+        assert pixelkiln("train", "vqvae", "--data", "digits", "--out", base / "vqvae", "--steps", 2, *TINY) == 0
+        yield base
 
 
 def test_attributes_of_classes_and_factors(runs: Path) -> None:

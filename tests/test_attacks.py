@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from pixelkiln.cli.main import main
+from commands import pixelkiln
 from pixelkiln.core.files import MAX_JSON, sha256
 from pixelkiln.core.runs import Run
 from pixelkiln.core.types import UserError
@@ -40,12 +40,6 @@ class Bomb:
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
         return os.mkdir, (CANARY,)
 
-
-def pixelkiln(*args: object) -> int:
-    try:
-        return main([str(a) for a in args])
-    except SystemExit as e:
-        return int(e.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixelkiln.cli.main import main
+from commands import pixelkiln
 from pixelkiln.core.images import read_image, to_uint8
 from pixelkiln.core.runs import Run
 from pixelkiln.data import open_source
@@ -23,12 +23,6 @@ from pixelkiln.engine.scores import DEFAULT, METRICS
 
 TINY = ["--size", "tiny", "--quiet", "--precision", "fp32"]
 
-
-def pixelkiln(*args: object) -> int:
-    try:
-        return main([str(a) for a in args])
-    except SystemExit as e:
-        return int(e.code or 0)
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:

@@ -17,6 +17,7 @@ from pixelkiln.engine.optim import build
 from pixelkiln.methods.hvae import HVAE, HVAEConfig, hvae, kl_of, log_ratio
 from pixelkiln.nets.ladder import Grow, LadderConfig, Pointwise, Shrink, levels
 from pixelkiln.objectives import variational as vi
+from pixelkiln.objectives.amortized import thresholds
 
 NET = LadderConfig(width=(4, 6, 8), squeeze=2, latent=2, up=(1, 1, 1), down=(1, 2, 1))
 SMALL = HVAEConfig(NET, likelihood="bernoulli")
@@ -137,7 +138,7 @@ def test_codes_bring_the_posterior_means_back() -> None:
     """decode(encode(x)) is the picture that the way down gives with every z at its posterior's mean."""
     method, x = built(), images(4)
     with torch.no_grad():
-        out, _ = method.infer(x, torch.zeros(4, method.decoder.total))
+        out, _ = method.infer(method.observed(x, thresholds(x)), torch.zeros(4, method.decoder.total))
         torch.testing.assert_close(method.decode(method.encode(x)), method.picture(out), atol=1e-4, rtol=1e-4)
 
 

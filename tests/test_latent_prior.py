@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from pixelkiln.cli.main import main
+from commands import pixelkiln
 from pixelkiln.core.catalog import builtin
 from pixelkiln.core.protocols import Fit, Method
 from pixelkiln.core.rng import generator
@@ -293,12 +293,6 @@ def test_weights_are_finite_and_plain() -> None:
     assert isinstance(made.density.weights, Tensor) and (made.density.weights.sum(1) - 1).abs().max() < 1e-5
     assert (made.density.weights == 0).sum() == 3 * 6
 
-
-def pixelkiln(*args: object) -> int:
-    try:
-        return main([str(a) for a in args])
-    except SystemExit as e:
-        return int(e.code or 0)
 
 
 def nats(run: Path) -> float:

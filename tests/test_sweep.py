@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixelkiln.cli.main import main
+from commands import pixelkiln
 from pixelkiln.engine import sweep as module
 from pixelkiln.engine.measure import Ask, measure
 from pixelkiln.engine.plots import plot
@@ -21,12 +21,6 @@ from pixelkiln.solvers import SOLVERS
 
 FAST = ["--precision", "fp32", "--layout", "contiguous", "--quiet"]
 
-
-def pixelkiln(*args: object) -> int:
-    try:
-        return main([str(a) for a in args])
-    except SystemExit as e:
-        return int(e.code or 0)
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:

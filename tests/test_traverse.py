@@ -13,37 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixelkiln.cli.main import main
+from commands import CHOSEN, linear_runs, pixelkiln
 from pixelkiln.core.images import read_image, read_texts
 from pixelkiln.core.protocols import Codec
 from pixelkiln.core.types import UserError
-from pixelkiln.data import open_source, shapes
+from pixelkiln.data import open_source
 from pixelkiln.engine.codes import codes_of
 from pixelkiln.engine.sample import load, seeds_for
 from pixelkiln.engine.traverse import busiest, traverse, traversed
-
-CHOSEN = ["--precision", "fp32", "--layout", "contiguous", "--quiet"]
-TINY = ["--size", "tiny", *CHOSEN]
-
-
-def pixelkiln(*args: object) -> int:
-    try:
-        return main([str(a) for a in args])
-    except SystemExit as e:
-        return int(e.code or 0)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("runs")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PIXELKILN_CACHE", str(base / "cache"))
-    patch.setattr(shapes, "NUM", {"train": 1_000, "test": 1_500})  # 22,000 take seconds to draw
-    assert pixelkiln("train", "pca", "--data", "shapes", "--out", base / "pca", "--data.resolution", 16, *TINY) == 0
-    assert pixelkiln("train", "ddpm", "--data", "digits", "--out", base / "ddpm", "--steps", 2, *TINY) == 0
-    assert pixelkiln("train", "vae", "--data", "digits", "--out", base / "vae", "--steps", 2, *TINY) == 0
-    yield base
-    patch.undo()
+    with linear_runs(base, 1_000, 1_500):
+        yield base
 
 
 def test_one_unit_moves_and_the_others_stay() -> None:

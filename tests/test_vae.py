@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pixelkiln.nets.convae import pyramid
 from pixelkiln.nets.mlp import CouplingFlow
 from pixelkiln.objectives import likelihoods as lik
 from pixelkiln.objectives import variational as vi
+from pixelkiln.objectives.amortized import Modeled, thresholds
 
 SMALL = VAEConfig(latent=3, net="mlp", width=12, depth=1, likelihood="bernoulli", flow_width=8, flow_layers=3)
 START = Moment(0, 100, 0)
@@ -363,7 +365,27 @@ def test_encode_is_the_code_of_the_posterior_mean() -> None:
     assert method.prior is not None
     for p in method.prior.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    torch.testing.assert_close(method.prior(method.encode(x)), method.posterior(x)[0], atol=1e-5, rtol=1e-4)
+    seen = method.observed(x, thresholds(x))
+    torch.testing.assert_close(method.prior(method.encode(x)), method.posterior(seen)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("likelihood", get_args(Modeled))
+def test_an_encoder_is_given_what_it_was_trained_on_and_an_image_has_one_code(likelihood: Modeled) -> None:
+    """The trap: grey images for an encoder that has seen black and white ones."""
+    method, x, given = built(replace(SMALL, likelihood=likelihood)), images(4), list[Tensor]()
+    method.encoder.register_forward_pre_hook(lambda net, args: given.append(args[0]))
+    codes = method.encode(x)
+    if likelihood == "bernoulli":
+        assert set(given[0].flatten().tolist()) == {0.0, 1.0}
+        grey = torch.full((1, 1, 64, 64), -0.5)
+        assert float(lik.binarize(grey, thresholds(grey)).mean()) == pytest.approx(0.25, abs=0.03)
+    elif likelihood == "logistic":
+        torch.testing.assert_close(given[0], (x + 1) / 2)
+    else:
+        assert 0 < float((2 * given[0] - 1 - x).abs().max()) <= 2 / 255, "within a level"
+    torch.testing.assert_close(method.encode(x[2:3]), codes[2:3])
+    torch.manual_seed(1)
+    assert torch.equal(method.encode(x), codes)
 
 
 @pytest.mark.parametrize(

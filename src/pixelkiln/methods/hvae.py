@@ -30,6 +30,7 @@ from ..core.types import Ability, Batch, DataInfo, Moment, Request, UserError
 from ..nets.ladder import Drawn, LadderConfig, LadderDecoder, LadderEncoder
 from ..objectives import likelihoods as lik
 from ..objectives import variational as vi
+from ..objectives.amortized import thresholds
 
 __all__ = ["HVAE", "HVAEConfig", "hvae"]
 
@@ -147,8 +148,8 @@ class HVAE(Method, Codec, Latent, Likelihood):
         return None if self.config.likelihood == "bernoulli" else 0.0
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (B, T), every layer's z being its posterior's mean."""
-        _, drawn = self.infer(x, torch.zeros(len(x), self.decoder.total, device=x.device))
+        """Codes (B, T) of what the likelihood models of images, every layer's z being its posterior's mean."""
+        _, drawn = self.infer(self.observed(x, thresholds(x)), torch.zeros(len(x), self.decoder.total, device=x.device))
         return torch.cat([((d.z - d.prior_mean) * torch.exp(-d.prior_log_std)).flatten(1) for d in drawn], dim=1)
 
     def decode(self, z: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ..core.types import DataInfo, Request, UserError
 from . import likelihoods as lik
 from . import variational as vi
 
-__all__ = ["Amortized", "Coded", "Coding", "Decoder", "Modeled", "Parts", "Setting", "checked"]
+__all__ = ["Amortized", "Coded", "Coding", "Decoder", "Modeled", "Parts", "Setting", "checked", "thresholds"]
 
 CHUNK = 2048  # images decoded at once for the importance-weighted bound
 Modeled = Literal["bernoulli", "continuous-bernoulli", "gaussian", "logistic"]  # what a pixel is drawn of, given the code
@@ -185,8 +185,8 @@ class Amortized(Coded, Posterior, Likelihood):
     # -- codes and scores
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of the posterior means, (B, J)."""
-        mean, _ = self.posterior(x)
+        """Codes of the posterior means, (B, J), of what the likelihood models: binarized or dequantized images by `thresholds`."""
+        mean, _ = self.posterior(self.observed(x, thresholds(x)))
         return mean if self.prior is None else self.prior.inverse(mean, *self.beside(None, len(x)))[0]
 
     def decode(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -223,6 +223,14 @@ class Amortized(Coded, Posterior, Likelihood):
         }
         what = of[self.setting.likelihood] + ", without their labels" * self.labeled
         return Score(vi.importance_bound(torch.cat(parts)), "bound", what, self.per_dim, f"{samples} importance samples")
+
+
+def thresholds(x: Tensor) -> Tensor:
+    """Uniform numbers as many as x (B, C, H, W), the same for every image, so that a code depends on its image alone.
+
+    An encoder that has seen binarized images only does not know grey ones: on CIFAR-10 their reconstructions are worse than the mean image.
+    """
+    return torch.rand(x.shape[1:], generator=rng.generator("thresholds")).to(x).expand_as(x)
 
 
 def checked(c: Setting) -> Setting:
