@@ -347,6 +347,6 @@ def test_refusals(extractor: Extractor, num: int, labels: Tensor | None, metrics
 def test_extractor_reaches_99_percent_on_mnist(tmp_path: Path) -> None:
     folder = shared_data("mnist")
     test = open_source(folder, split="test")
-    found = extractor_for(open_source(folder, split="train"), test, cache_dir=tmp_path)
+    found = extractor_for(open_source(folder, split="train"), test, cache_dir=tmp_path, config=ExtractorConfig(images=60_000))  # half of what users get
     assert found.accuracy is not None
-    assert found.accuracy >= 0.99
+    assert found.accuracy >= 0.99  # 0.9924; with a third of the images 0.9878

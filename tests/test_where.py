@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixelkiln.core.cache import recall
 from pixelkiln.core.types import UserError
@@ -22,6 +23,7 @@ from pixelkiln.engine.log import Log
 from pixelkiln.engine.race import Entry, fewer_threads, race, times
 from pixelkiln.engine.train import Budget, Order, train
 from pixelkiln.engine.where import Where, _check_compiler
+from pixelkiln.layers.spectral import spectral
 
 CPU = torch.device("cpu")
 QUIET = Log(quiet=True)
@@ -239,6 +241,32 @@ def test_a_gradient_of_a_gradient_is_refused_in_one_line_when_compiled(tmp_path:
     train(Order(f"{toys}:penalized", "digits", tmp_path / "eager", "tiny"), Where("cpu", "fp32", False, threads), log=QUIET)
     with pytest.raises(UserError, match="differentiates a gradient, which compiled networks cannot"):
         train(Order(f"{toys}:penalized", "digits", tmp_path / "compiled", "tiny"), Where("cpu", "fp32", True, threads), log=QUIET)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates what it uses itself
+@pytest.mark.usefixtures("compiler")
+def test_spectral_norm_compiled_with_two_passes_before_the_backward_one() -> None:
+    """As a discriminator sees real images and others; one output, whose buffer of one number inductor kept for the backward pass and the second pass overwrote."""
+
+    class Judge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = spectral(nn.Linear(6, 8)), spectral(nn.Linear(8, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).relu())
+
+    torch.manual_seed(0)
+    eager, x, y = Judge(), torch.randn(4, 6), torch.randn(4, 6)
+    compiled = copy.deepcopy(eager)
+    compiled.compile()
+    for _ in range(2):
+        for net in (eager, compiled):
+            (net(x).sigmoid().sum() - net(y).tanh().sum()).backward()
+    for (name, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, msg=name)
+    for (name, b), c in zip(eager.named_buffers(), compiled.buffers(), strict=True):
+        torch.testing.assert_close(c, b, msg=name)
 
 
 def test_two_commands_that_race_at_once_settle_on_one_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,18 @@ Layer = TypeVar("Layer", bound=nn.Module)
 WARM = 15  # iterations on the first weights, so that the first steps have a good estimate
 
 
+def iterated(w: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One power iteration on a matrix w (m, n), written into u (m,) and v (n,); copies of both."""
+    v.copy_(F.normalize(w.t() @ u, dim=0, eps=1e-12))
+    u.copy_(F.normalize(w @ v, dim=0, eps=1e-12))
+    return u.clone(), v.clone()  # a second pass before the backward one writes over the buffers
+
+
+# For compiled networks the iteration is one opaque operation: inductor of torch 2.13 keeps the buffer itself for the backward pass in place of its copy.
+_opaque = torch.library.custom_op("pixelkiln::power_iteration", iterated, mutates_args=("u", "v"))
+_opaque.register_fake(lambda w, u, v: (torch.empty_like(u), torch.empty_like(v)))
+
+
 @final
 class SpectralNorm(nn.Module):
     """W -> W / sigma(W), sigma = u^T W v (eq. 8); v <- W^T u / |W^T u|, u <- W v / |W v| once in each forward pass in training (algorithm 1).
@@ -34,25 +46,20 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", F.normalize(torch.randn(len(w)), dim=0).to(w))
         self.register_buffer("v", F.normalize(torch.randn(w.shape[1]), dim=0).to(w))
         for _ in range(WARM):
-            self.iterate(w)
+            iterated(w, self.u, self.v)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """(rows, everything else)."""
         return weight.transpose(0, self.dim).flatten(1)
-
-    @torch.no_grad()
-    def iterate(self, w: Tensor) -> None:
-        """One power iteration."""
-        self.v.copy_(F.normalize(w.t() @ self.u, dim=0, eps=1e-12))
-        self.u.copy_(F.normalize(w @ self.v, dim=0, eps=1e-12))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight of the layer."""
         with torch.autocast(weight.device.type, enabled=False):
             w = self.matrix(weight)
             if self.training and self.track_running_stats:
-                self.iterate(w.detach())
-            u, v = self.u.clone(), self.v.clone()  # a second pass before the backward one writes over the buffers
+                u, v = (_opaque if torch.compiler.is_compiling() else iterated)(w.detach(), self.u, self.v)
+            else:
+                u, v = self.u.clone(), self.v.clone()
             return weight / torch.dot(u, w @ v)
 
 
