@@ -20,6 +20,7 @@ from pixelkiln.layers.codebooks import VQ, SimVQ
 from pixelkiln.layers.quantize import Quantizer, Usage, nearest, rotated, rows, straight_through
 from pixelkiln.layers.scalar import FSQ, LFQ, mean_entropies
 from pixelkiln.layers.stacked import Grouped, Residual
+from pixelkiln.layers.whitened import Whitened
 from pixelkiln.nets.codebook import CodebookConfig, FSQConfig, LFQConfig, SimVQConfig, VQConfig, codebook
 
 SMALL: list[CodebookConfig] = [VQConfig(16), VQConfig(16, learn="loss"), VQConfig(16, cosine=True, gradient="rotation"), SimVQConfig(16),
@@ -349,7 +350,8 @@ def test_the_implied_codebook_of_fsq_is_the_grid(levels: tuple[int, ...]) -> Non
     assert {tuple(v.tolist()) for v in reached} <= wanted
     for i, n in enumerate(levels):
         assert len(reached[:, i].unique()) == n, "every value is reached, and the outermost ones too"
-    torch.testing.assert_close(q.bounded(torch.zeros(1, len(levels))), torch.zeros(1, len(levels)), atol=1e-5, rtol=0)
+    middle = q.bounded(torch.zeros(1, len(levels)))[0]
+    assert middle.tolist() == [-0.5 if n % 2 == 0 else 0.0 for n in levels], "the middle of all values"
 
 
 def test_fsq_rounds_as_the_formula_and_passes_the_gradient_of_tanh() -> None:
@@ -361,12 +363,12 @@ def test_fsq_rounds_as_the_formula_and_passes_the_gradient_of_tanh() -> None:
     found = q(z)
     flat = rows(z.detach()).double().numpy()
     half, offset = np.array([7, 4]) * 1.001 / 2, np.array([0.5, 0])
-    bounded = np.tanh(flat + np.arctanh(offset / half)) * half - offset
+    bounded = np.tanh(1.2 * flat) * half - offset
     wanted = np.round(bounded) / [4, 2]
     np.testing.assert_allclose(rows(found.z.detach()).numpy(), wanted, atol=1e-6)
     assert found.indices.flatten().tolist() == (np.round(bounded) + [4, 2]).dot([1, 8]).astype(int).tolist()
     grad = torch.autograd.grad(found.z.sum(), z)[0]
-    slope = half * (1 - np.tanh(flat + np.arctanh(offset / half)) ** 2) / [4, 2]
+    slope = 1.2 * half * (1 - np.tanh(1.2 * flat) ** 2) / [4, 2]
     np.testing.assert_allclose(rows(grad).numpy(), slope, rtol=1e-4, atol=1e-6)
     assert float(found.loss) == 0
 
@@ -434,6 +436,53 @@ def test_simvq_starts_where_the_vectors_are_and_once_only() -> None:
     assert len(nearest(flat, q.frozen).unique()) < 20
     q(3 * z)
     assert torch.equal(q.start, kept[0]) and torch.equal(q.center, kept[1])
+
+
+def corner(dim: int, rank: int, seed: int = 0) -> Tensor:
+    """Small vectors (8, dim, 16, 16) far from 0, in a few of the directions."""
+    gen = torch.Generator().manual_seed(seed)
+    axes, middle = torch.randn(dim, rank, generator=gen), torch.randn(dim, 1, 1, generator=gen)
+    return torch.einsum("dk,bkhw->bdhw", axes, 0.05 * torch.randn(8, rank, 16, 16, generator=gen)) + middle
+
+
+@pytest.mark.parametrize("config", [FSQConfig((4, 4, 4, 4)), FSQConfig((8, 5, 5)), LFQConfig(6)], ids=str)
+def test_codes_without_a_codebook_are_taken_wherever_the_vectors_are(config: FSQConfig | LFQConfig) -> None:
+    """Nearly all from the first batch on, and by the averages in evaluation; without whitening, a handful."""
+    torch.manual_seed(0)
+    q, z = codebook(config, 16), corner(16, 8)
+    assert isinstance(q, FSQ | LFQ)
+    first = q(z).indices
+    assert len(first.unique()) > 0.9 * q.vocabulary
+    q.eval()
+    assert (q(z).indices == first).float().mean() > 0.98
+    q.even = torch.nn.Identity()  # type: ignore[assignment]
+    assert len(q(z).indices.unique()) < 0.3 * q.vocabulary
+
+
+def test_whitened_is_cholesky_of_the_covariance_and_its_averages_have_no_bias() -> None:
+    gen = torch.Generator().manual_seed(0)
+    white, mix = Whitened(3), torch.randn(3, 3, generator=gen)
+    y = torch.randn(500, 3, generator=gen)
+    assert torch.equal(Whitened(3).eval()(y), torch.linalg.solve_triangular(1.00001**0.5 * torch.eye(3), y.T, upper=False).T), "before the first step"
+    for step in range(3):
+        y = torch.randn(500, 3, generator=gen) @ mix.T + 5
+        flat = y.double().numpy()
+        wanted = np.linalg.solve(np.linalg.cholesky(np.cov(flat.T, bias=True)), (flat - flat.mean(0)).T).T
+        np.testing.assert_allclose(white(y).numpy(), wanted, atol=3e-3, err_msg=str(step))
+    white.eval()
+    big = torch.randn(100_000, 3, generator=gen) @ mix.T + 5
+    np.testing.assert_allclose(np.cov(white(big).numpy().T), np.eye(3), atol=0.15)
+    white.train().track_running_stats = False
+    kept = white.square.clone()
+    assert torch.equal(white(y), white.eval()(y)) and torch.equal(white.square, kept), "held still"
+
+
+def test_whitened_against_differences() -> None:
+    """Gradients go through mean and covariance."""
+    white, y = Whitened(3).double(), torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(white, (y,))
+    scaled, = torch.autograd.grad((white(y)[:, 0] * torch.arange(7)).sum(), y)
+    assert abs(float((scaled * y.detach()).sum())) < 1e-4, "a larger y changes nothing"
 
 
 # several codes a position

@@ -3,8 +3,10 @@
 FSQ (Mentzer et al. 2023, arXiv 2309.15505): channel i is bounded and rounded to one of L_i values, so that K = prod L_i and there is nothing to
 learn and nothing to collapse,
 
-    f(z) = tanh(z + shift) (L - 1)(1 + eps) / 2 - offset,   offset = 1/2 for even L, else 0,   shift = atanh(2 offset / ((L - 1)(1 + eps)))
-    q = round(f(z)), straight through,  divided by floor(L / 2) to lie in [-1, 1]                                  section 3.1 and appendix A
+    f(y) = tanh(SPREAD y) (L - 1)(1 + eps) / 2 - offset,   offset = 1/2 for even L, else 0
+    q = round(f(y)), straight through,  divided by floor(L / 2) to lie in [-1, 1]                                  section 3.1 and appendix A
+
+(the paper shifts y so that f(0) = 0; here y has mean 0, and the border of the two middle values of an even L lies there).
 
 LFQ (Yu et al. 2023, arXiv 2310.05737, section 3.2): q = sign(z), K = 2^d, and an entropy term that makes every vector sure of its code and all
 codes as frequent,
@@ -14,7 +16,8 @@ codes as frequent,
 For codes of signs, p is a product over channels of p_i(+) = sigmoid(4 z_i / tau), so that the first entropy is a sum over channels. The mean of
 the product over n vectors needs no (n, K) table either: split into two halves of channels with tables A (n, K_a) and B (n, K_b), it is A^T B / n.
 
-Both read z (n, D) by a linear map to their few channels and hand it back by another.
+Both read z (n, D) by a linear map to their few channels, whitened, and hand it back by another. Uncorrelated channels of equal variance take nearly all
+codes; without that the encoder settles on a few (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .quantize import Quantized, Quantizer, Usage, maps, rows, straight_through
+from .whitened import Whitened
 
 __all__ = ["FSQ", "LFQ", "mean_entropies"]
 
 EPS = 1e-3  # how far beyond the outermost value the bound reaches
+SPREAD = 1.2  # of N(0, 1) the four values of L = 4 are alike frequent, 1.19 exactly; five have 0.17 to 0.21, eight 0.10 to 0.15
 
 
 @final
@@ -40,7 +45,6 @@ class FSQ(Quantizer):
 
     bound: Tensor
     offset: Tensor
-    shift: Tensor
     middle: Tensor
     basis: Tensor
 
@@ -48,17 +52,16 @@ class FSQ(Quantizer):
         super().__init__()
         self.dim, self.levels_of, self.vocabulary = dim, tuple(levels_of), math.prod(levels_of)
         wide = torch.tensor(levels_of, dtype=torch.float64)
-        half, offset = (wide - 1) * (1 + EPS) / 2, (wide % 2 == 0).double() / 2
-        tables = {"bound": half, "offset": offset, "shift": torch.atanh(offset / half), "middle": wide.div(2, rounding_mode="floor")}
+        tables = {"bound": (wide - 1) * (1 + EPS) / 2, "offset": (wide % 2 == 0).double() / 2, "middle": wide.div(2, rounding_mode="floor")}
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
         self.register_buffer("basis", torch.tensor([math.prod(levels_of[:i]) for i in range(len(wide))]), persistent=False)
-        self.enter, self.leave = nn.Linear(dim, len(wide)), nn.Linear(len(wide), dim)
+        self.enter, self.even, self.leave = nn.Linear(dim, len(wide)), Whitened(len(wide)), nn.Linear(len(wide), dim)
         self.usage = Usage(self.vocabulary)
 
-    def bounded(self, z: Tensor) -> Tensor:
-        """f(z), (..., d) -> (..., d)."""
-        return torch.tanh(z + self.shift) * self.bound - self.offset
+    def bounded(self, y: Tensor) -> Tensor:
+        """f(y), (..., d) -> (..., d)."""
+        return torch.tanh(SPREAD * y) * self.bound - self.offset
 
     def numbers(self, q: Tensor) -> Tensor:
         """Rounded values (..., d) -> numbers (...,)."""
@@ -70,7 +73,7 @@ class FSQ(Quantizer):
         return (index[..., None] // self.basis % wide).float() - self.middle
 
     def quantize(self, z: Tensor) -> Quantized:
-        bounded = self.bounded(self.enter(rows(z)))  # (n, d)
+        bounded = self.bounded(self.even(self.enter(rows(z))))  # (n, d)
         q = bounded.detach().round()
         index = self.numbers(q)
         if self.moving:
@@ -108,11 +111,11 @@ class LFQ(Quantizer):
         super().__init__()
         self.dim, self.bits, self.vocabulary = dim, bits, 2**bits
         self.entropy, self.gamma, self.tau, self.commitment = entropy, gamma, tau, commitment
-        self.enter, self.leave = nn.Linear(dim, bits), nn.Linear(bits, dim)
+        self.enter, self.even, self.leave = nn.Linear(dim, bits), Whitened(bits), nn.Linear(bits, dim)
         self.usage = Usage(self.vocabulary)
 
     def quantize(self, z: Tensor) -> Quantized:
-        flat = self.enter(rows(z))  # (n, d)
+        flat = self.even(self.enter(rows(z)))  # (n, d)
         bits = flat.detach() > 0
         q = torch.where(bits, 1.0, -1.0)
         index = (bits.long() << torch.arange(self.bits, device=z.device)).sum(1)

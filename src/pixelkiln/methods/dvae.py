@@ -17,7 +17,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.protocols import Method, Tokenizer, Update
-from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.gumbel import GumbelCodes
 from ..nets.painter import Painter
@@ -129,4 +129,5 @@ def dvae(size: Size = "small") -> Recipe:
         family="codebook",
         paper="Ramesh et al., Zero-Shot Text-to-Image Generation, 2021, arXiv 2102.12092",
         summary="a VAE with categorical codes, drawn by a Gumbel softmax that grows cold: a codec of code-prior",
+        expect=on_mnist(size, "dvae --model.codes 1024", "90s", "avx2", psnr=17.4),
     )

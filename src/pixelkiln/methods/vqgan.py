@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import Classifier, Method, Tokenizer, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.codebook import CodebookConfig, VQConfig, codebook
 from ..nets.painter import Painter
@@ -152,4 +152,5 @@ def vqgan(size: Size = "small") -> Recipe:
         family="codebook",
         paper="Esser, Rombach, Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv 2012.09841",
         summary="a VQ-VAE whose decoder must convince a discriminator of patches: sharp codes for code-prior",
+        expect=on_mnist(size, "vqgan --model.codebook.codes 1024", "90s", "avx2", psnr=24.1),
     )

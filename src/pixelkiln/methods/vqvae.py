@@ -21,7 +21,7 @@ from typing import final
 from torch import Tensor
 
 from ..core.protocols import Method, Tokenizer, Update
-from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
 from ..nets.codebook import CodebookConfig, VQConfig, codebook
 from ..nets.painter import Painter
@@ -123,4 +123,5 @@ def vqvae(size: Size = "small") -> Recipe:
         family="codebook",
         paper="van den Oord, Vinyals, Kavukcuoglu, Neural Discrete Representation Learning, 2017, arXiv 1711.00937",
         summary="images as a short text of codes from a learned codebook: the codec of code-prior",
+        expect=on_mnist(size, "vqvae --model.codebook.codes 1024", "90s", "avx2", psnr=25.7),
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.protocols import Method, Tokenizer, Update
-from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, ImageShape, Moment, Request, UserError
 from ..nets.codebook import CodebookConfig, VQConfig, codebook
 from ..nets.painter import Painter
@@ -130,4 +130,5 @@ def vqvae2(size: Size = "small") -> Recipe:
         family="codebook",
         paper="Razavi, van den Oord, Vinyals, Generating Diverse High-Fidelity Images with VQ-VAE-2, 2019, arXiv 1906.00446",
         summary="a VQ-VAE with a coarse and a fine map of codes: a codec of code-prior",
+        expect=on_mnist(size, "vqvae2 --model.codebook.codes 1024", "90s", "avx2", psnr=27.8),
     )
