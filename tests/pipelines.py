@@ -149,9 +149,9 @@ def ip2p() -> Any:
 def sdxl() -> Any:
     from diffusers import StableDiffusionXLPipeline
 
-    net = unet(cross=64, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-               transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80)
-    return StableDiffusionXLPipeline(vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projection=True), tokenizer=clip_tokenizer(),
+    net = unet(cross=96, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+               transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=112)
+    return StableDiffusionXLPipeline(vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(64, True), tokenizer=clip_tokenizer(),
                                      tokenizer_2=clip_tokenizer(), unet=net, scheduler=betas("EulerDiscreteScheduler", timestep_spacing="leading"),
                                      image_encoder=None, feature_extractor=None)
 
@@ -161,9 +161,11 @@ def sd3() -> Any:
 
     net = seeded(SD3Transformer2DModel, sample_size=16, patch_size=1, in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=4,
                  caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=16)
+    first = clip_text(16, True)
+    torch.nn.init.eye_(first.text_projection.weight)  # as Stable Diffusion 3 has it
     return StableDiffusion3Pipeline(transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(16, shift_factor=0.06, scaling_factor=1.53),
-                                    text_encoder=clip_text(32, True), tokenizer=clip_tokenizer(),
-                                    text_encoder_2=clip_text(32, True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5(64), tokenizer_3=t5_tokenizer())
+                                    text_encoder=first, tokenizer=clip_tokenizer(),
+                                    text_encoder_2=clip_text(48, True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5(64), tokenizer_3=t5_tokenizer())
 
 
 def flux() -> Any:

@@ -112,8 +112,8 @@ def controlnet(path: Path, seed: int, kind: str = "sd") -> Path:
                                                  joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8])
     else:
         more = {} if kind == "sd" else {"attention_head_dim": (2, 4), "use_linear_projection": True, "addition_embed_type": "text_time",
-                                        "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 80}
-        net = diffusers.ControlNetModel(block_out_channels=(32, 64), layers_per_block=1, in_channels=4, cross_attention_dim=32 if kind == "sd" else 64,
+                                        "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 112}
+        net = diffusers.ControlNetModel(block_out_channels=(32, 64), layers_per_block=1, in_channels=4, cross_attention_dim=32 if kind == "sd" else 96,
                                         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(16, 32), **more)
     for p in net.parameters():
         if float(p.abs().max()) == 0:

@@ -92,8 +92,13 @@ class Studio:
         return int(side if isinstance(side, int) else side[0]) * int(self.pipe.vae_scale_factor)
 
     def _read(self) -> None:
-        """The user's images, once."""
+        """The user's images, once. Errors: `UserError` for one that this pipeline does not take."""
         setup = self.found.setup
+        masked = setup.task == "inpaint"
+        for given, name, options in ((setup.source, "image", "--source"), (masked, "mask_image", "--mask or --outpaint"),
+                                     (setup.guides, "ip_adapter_image", "--ip-adapter")):
+            if given and name not in self.known:
+                raise UserError(f"{type(self.pipe).__name__} takes no {options}: leave it out")
         self.source = picture(setup.source) if setup.source else None
         self.canvas: Canvas | None = None
         if setup.task == "inpaint":
