@@ -27,7 +27,8 @@ OPEN = ((r"text_model\.final_layer_norm", "ln_final"), ("layer_norm", "ln_"), (r
 SD3 = (("pos_embed.proj", "x_embedder.proj"), ("pos_embed.pos_embed", "pos_embed"), ("time_text_embed.timestep_embedder.linear_1", "t_embedder.mlp.0"),
        ("time_text_embed.timestep_embedder.linear_2", "t_embedder.mlp.2"), ("time_text_embed.text_embedder.linear_1", "y_embedder.mlp.0"),
        ("time_text_embed.text_embedder.linear_2", "y_embedder.mlp.2"), ("proj_out", "final_layer.linear"), ("norm_out.linear", "final_layer.adaLN_modulation.1"))
-JOINT = (("attn.to_out.0", "x_block.attn.proj"), ("norm1.linear", "x_block.adaLN_modulation.1"), ("norm1_context.linear", "context_block.adaLN_modulation.1"),
+JOINT = (("attn.to_out.0", "x_block.attn.proj"), ("attn.to_add_out", "context_block.attn.proj"), ("ff_context.net.0.proj", "context_block.mlp.fc1"),
+         ("ff_context.net.2", "context_block.mlp.fc2"), ("norm1.linear", "x_block.adaLN_modulation.1"), ("norm1_context.linear", "context_block.adaLN_modulation.1"),
          ("ff.net.0.proj", "x_block.mlp.fc1"), ("ff.net.2", "x_block.mlp.fc2"))
 
 State = dict[str, Tensor]
@@ -99,19 +100,21 @@ def open_clip(model: Any) -> State:
 
 
 def joint(state: State) -> State:
-    """The transformer of Stable Diffusion 3, of one block."""
+    """The transformer of Stable Diffusion 3."""
     swap = lambda t: torch.cat(t.chunk(2)[::-1])
+    last = max(int(n.split(".")[1]) for n in state if n.startswith("transformer_blocks."))
     found = {}
     for name, tensor in state.items():
-        block = "transformer_blocks.0."
-        if name.startswith(block):
+        if name.startswith("transformer_blocks."):
+            i = int(name.split(".")[1])
+            block = f"transformer_blocks.{i}."
             inner, end = name.removeprefix(block).rsplit(".", 1)
             if inner in ("attn.to_q", "attn.add_q_proj"):
                 pick = "attn.to_{}" if inner == "attn.to_q" else "attn.add_{}_proj"
                 where = "x_block" if inner == "attn.to_q" else "context_block"
-                found[f"joint_blocks.0.{where}.attn.qkv.{end}"] = torch.cat([state[f"{block}{pick.format(x)}.{end}"] for x in "qkv"])
+                found[f"joint_blocks.{i}.{where}.attn.qkv.{end}"] = torch.cat([state[f"{block}{pick.format(x)}.{end}"] for x in "qkv"])
             elif (new := dict(JOINT).get(inner)) is not None:
-                found[f"joint_blocks.0.{new}.{end}"] = swap(tensor) if inner == "norm1_context.linear" else tensor
+                found[f"joint_blocks.{i}.{new}.{end}"] = swap(tensor) if inner == "norm1_context.linear" and i == last else tensor
             else:
                 assert re.search(r"to_[kv]|add_[kv]", inner), name
             continue
@@ -124,21 +127,20 @@ def under(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
 
 
-def save_single(pipe: Any, path: Path) -> Path:
-    """The pipeline's models as one file in their authors' names."""
-    kind = type(pipe).__name__
-    found = under("first_stage_model.", vae(pipe.vae.state_dict()))
+def save_single(kind: str, parts: dict[str, Any], path: Path) -> Path:
+    """The models of a pipeline of class `kind` as one file in their authors' names."""
+    found = under("first_stage_model.", vae(parts["vae"].state_dict()))
     if kind.startswith("StableDiffusion3"):
-        found |= under("model.diffusion_model.", joint(pipe.transformer.state_dict()))
-        found |= under("text_encoders.clip_l.transformer.", {n: t for n, t in clip(pipe.text_encoder).items() if n != "text_projection.weight"})
-        found |= under("text_encoders.clip_g.transformer.", clip(pipe.text_encoder_2))
-        found |= under("text_encoders.t5xxl.transformer.", pipe.text_encoder_3.state_dict())
+        found |= under("model.diffusion_model.", joint(parts["transformer"].state_dict()))
+        found |= under("text_encoders.clip_l.transformer.", {n: t for n, t in clip(parts["text_encoder"]).items() if n != "text_projection.weight"})
+        found |= under("text_encoders.clip_g.transformer.", clip(parts["text_encoder_2"]))
+        found |= under("text_encoders.t5xxl.transformer.", parts["text_encoder_3"].state_dict())
     else:
-        found |= under("model.diffusion_model.", unet(pipe.unet.state_dict(), pipe.unet.config.layers_per_block))
+        found |= under("model.diffusion_model.", unet(parts["unet"].state_dict(), parts["unet"].config.layers_per_block))
         if "XL" in kind:
-            found |= under("conditioner.embedders.0.transformer.", clip(pipe.text_encoder))
-            found |= under("conditioner.embedders.1.model.", open_clip(pipe.text_encoder_2))
+            found |= under("conditioner.embedders.0.transformer.", clip(parts["text_encoder"]))
+            found |= under("conditioner.embedders.1.model.", open_clip(parts["text_encoder_2"]))
         else:
-            found |= under("cond_stage_model.transformer.", clip(pipe.text_encoder))
+            found |= under("cond_stage_model.transformer.", clip(parts["text_encoder"]))
     save_file({name: tensor.clone().contiguous() for name, tensor in found.items()}, path)
     return path

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'pixelkiln[pretrained]'")
 import pipelines
-from pipelines import direct, imagine, pixels
+from pipelines import direct, imagine, pixels, recipe
 from pixelkiln.core.types import UserError
 from pixelkiln.pretrained.embed import _chunks, embedded, needs_embedding, slerp
 from pixelkiln.pretrained.order import Order, batches
@@ -125,6 +125,18 @@ def test_words_beyond_the_first_chunk_change_the_image(models: Path, tmp_path: P
     assert not np.array_equal(pixels(tmp_path / "a" / "000000.png"), pixels(tmp_path / "b" / "000000.png"))
     cut = [direct(model, prompt=f"{LONG} {w}", num_inference_steps=2, width=16, height=16, seed=0, guidance_scale=9.0) for w in ("dog", "owl")]
     assert np.array_equal(*cut), "diffusers cuts them off"
+
+
+def test_prompts_from_a_file_with_wildcards_by_the_seed(models: Path, tmp_path: Path) -> None:
+    model = pipelines.folder(models, "sd")
+    (tmp_path / "prompts.txt").write_text("a __animal__ in a forest\n# not this\n\na {red|blue} lake\n")
+    (tmp_path / "animal.txt").write_text("fox\nowl\ncat\nelk\n")
+    words = (model, "--prompts", tmp_path / "prompts.txt", "--wildcards", tmp_path, "-n", 2, "--seed", 4, "--steps", 1, "--size", 16, "--batch", 3, "--out", tmp_path / "out")
+    assert imagine(*words) == 0
+    found = [recipe(tmp_path / "out" / f"{i:06d}.png")["order"] for i in range(6)]
+    animals = [wildcards("a __animal__ in a forest", seed, tmp_path) for seed in (4, 5)]
+    assert [(o["prompt"], o["seed"]) for o in found] == [(animals[0], 4), (animals[1], 5), *((f"a {c} lake", s) for c in ("red", "blue") for s in (4, 5))]
+    assert not (tmp_path / "out" / "000006.png").exists()
 
 
 def test_sana_refuses_weights_in_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
