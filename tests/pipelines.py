@@ -235,7 +235,7 @@ def controlnet(path: Path, seed: int, kind: str = "sd") -> Path:
     return path
 
 
-BUILD = {"sd": sd, "sd21": sd21, "sdxl": sdxl, "sd3": sd3, "flux": flux, "pixart": pixart, "sana": sana, "sd_inpaint": sd_inpaint, "ip2p": ip2p, "ip2p_xl": ip2p_xl}
+BUILD = {"sd": sd, "sd_flagged": lambda: sd(flagged=True), "sd21": sd21, "sdxl": sdxl, "sd3": sd3, "flux": flux, "pixart": pixart, "sana": sana, "sd_inpaint": sd_inpaint, "ip2p": ip2p, "ip2p_xl": ip2p_xl}
 
 
 @cache

@@ -121,9 +121,9 @@ def test_a_long_prompt_is_encoded_in_chunks(pipe: Any) -> None:
 def test_words_beyond_the_first_chunk_change_the_image(models: Path, tmp_path: Path) -> None:
     model = pipelines.folder(models, "sd")
     for name, prompt in (("a", f"{LONG} dog"), ("b", f"{LONG} owl")):
-        assert imagine(model, prompt, "--steps", 2, "--size", 16, "--guidance", 9, "--out", tmp_path / name) == 0
+        assert imagine(model, prompt, "--steps", 1, "--size", 16, "--guidance", 9, "--out", tmp_path / name) == 0
     assert not np.array_equal(pixels(tmp_path / "a" / "000000.png"), pixels(tmp_path / "b" / "000000.png"))
-    cut = [direct(model, prompt=f"{LONG} {w}", num_inference_steps=2, width=16, height=16, seed=0, guidance_scale=9.0) for w in ("dog", "owl")]
+    cut = [direct(model, prompt=f"{LONG} {w}", num_inference_steps=1, width=16, height=16, seed=0, guidance_scale=9.0) for w in ("dog", "owl")]
     assert np.array_equal(*cut), "diffusers cuts them off"
 
 
@@ -142,3 +142,18 @@ def test_prompts_from_a_file_with_wildcards_by_the_seed(models: Path, tmp_path: 
 def test_sana_refuses_weights_in_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert imagine(pipelines.folder(models, "sana"), "a (red:2) cat", "--steps", 1, "--size", 32, "--out", tmp_path / "x") == 2
     assert "takes no weights" in capsys.readouterr().err
+
+
+def test_titles_take_the_room_that_they_need_and_no_more() -> None:
+    from pixelkiln.pretrained.sheets import PAD, sheet
+
+    images = {i: torch.zeros(3, 120, 120, dtype=torch.uint8) for i in range(2)}
+    bare, short, long = (sheet(images, 2, 2, [title, "b"]) if title else sheet(images, 2, 2) for title in ("", "a", "a landscape with mountains " * 9))
+    assert bare.shape == (3, 2 * PAD + 120, 3 * PAD + 240)
+    line = short.shape[1] - bare.shape[1]
+    assert line > 10 and long.shape[1] - bare.shape[1] == 3 * line, "three lines at most"
+    heads = sheet(images, 2, 2, heads=["Monet", "van Gogh"], sides=["a lake"])
+    assert heads.shape[1] == bare.shape[1] + line + PAD
+    assert (heads[:, :PAD + line] < 99).any() and (heads[:, line + 2 * PAD :, :150] < 99).any(), "words above and beside"
+    assert (heads[:, -PAD - 120 : -PAD, -PAD - 120 : -PAD] == 0).all(), "the picture whole"
+    assert (sheet({0: images[0]}, 2, 2)[:, PAD : PAD + 120, -PAD - 120 : -PAD] == 211).all(), "a missing one is grey"
