@@ -146,24 +146,36 @@ def ip2p() -> Any:
                                                   requires_safety_checker=False)
 
 
+def sdxl_unet(in_channels: int = 4) -> Any:
+    return unet(in_channels, cross=96, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
+                transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=112)
+
+
 def sdxl() -> Any:
     from diffusers import StableDiffusionXLPipeline
 
-    net = unet(cross=64, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-               transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=80)
-    return StableDiffusionXLPipeline(vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(projection=True), tokenizer=clip_tokenizer(),
-                                     tokenizer_2=clip_tokenizer(), unet=net, scheduler=betas("EulerDiscreteScheduler", timestep_spacing="leading"),
+    return StableDiffusionXLPipeline(vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(64, True), tokenizer=clip_tokenizer(),
+                                     tokenizer_2=clip_tokenizer(), unet=sdxl_unet(), scheduler=betas("EulerDiscreteScheduler", timestep_spacing="leading"),
                                      image_encoder=None, feature_extractor=None)
+
+
+def ip2p_xl() -> Any:
+    from diffusers import StableDiffusionXLInstructPix2PixPipeline
+
+    return StableDiffusionXLInstructPix2PixPipeline(vae=vae(), text_encoder=clip_text(), text_encoder_2=clip_text(64, True), tokenizer=clip_tokenizer(),
+                                                    tokenizer_2=clip_tokenizer(), unet=sdxl_unet(8), scheduler=betas("EulerDiscreteScheduler"))
 
 
 def sd3() -> Any:
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
-    net = seeded(SD3Transformer2DModel, sample_size=16, patch_size=1, in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+    net = seeded(SD3Transformer2DModel, sample_size=16, patch_size=1, in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
                  caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=16)
+    first = clip_text(16, True)
+    torch.nn.init.eye_(first.text_projection.weight)  # as Stable Diffusion 3 has it
     return StableDiffusion3Pipeline(transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae(16, shift_factor=0.06, scaling_factor=1.53),
-                                    text_encoder=clip_text(32, True), tokenizer=clip_tokenizer(),
-                                    text_encoder_2=clip_text(32, True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5(64), tokenizer_3=t5_tokenizer())
+                                    text_encoder=first, tokenizer=clip_tokenizer(),
+                                    text_encoder_2=clip_text(48, True), tokenizer_2=clip_tokenizer(), text_encoder_3=t5(64), tokenizer_3=t5_tokenizer())
 
 
 def flux() -> Any:
@@ -200,7 +212,30 @@ def sana() -> Any:
     return SanaPipeline(tokenizer=gemma_tokenizer(), text_encoder=text, vae=codec, transformer=net, scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0))
 
 
-BUILD = {"sd": sd, "sd21": sd21, "sdxl": sdxl, "sd3": sd3, "flux": flux, "pixart": pixart, "sana": sana, "sd_inpaint": sd_inpaint, "ip2p": ip2p}
+def controlnet(path: Path, seed: int, kind: str = "sd") -> Path:
+    """A ControlNet for the pipeline of that kind, whose last layers do something."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    if kind == "flux":
+        net: Any = diffusers.FluxControlNetModel(patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+                                                 joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=[4, 4, 8])
+    elif kind == "sd3":
+        net = diffusers.SD3ControlNetModel(sample_size=16, patch_size=1, in_channels=16, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+                                           caption_projection_dim=32, joint_attention_dim=64, pooled_projection_dim=64, out_channels=16)
+    else:
+        more = {} if kind == "sd" else {"attention_head_dim": (2, 4), "use_linear_projection": True, "addition_embed_type": "text_time",
+                                        "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2), "projection_class_embeddings_input_dim": 112}
+        net = diffusers.ControlNetModel(block_out_channels=(32, 64), layers_per_block=1, in_channels=4, cross_attention_dim=32 if kind == "sd" else 96,
+                                        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), conditioning_embedding_out_channels=(16, 32), **more)
+    for p in net.parameters():
+        if float(p.abs().max()) == 0:
+            torch.nn.init.normal_(p, std=0.3)  # else the zero convolutions do nothing
+    net.save_pretrained(path)
+    return path
+
+
+BUILD = {"sd": sd, "sd_flagged": lambda: sd(flagged=True), "sd21": sd21, "sdxl": sdxl, "sd3": sd3, "flux": flux, "pixart": pixart, "sana": sana, "sd_inpaint": sd_inpaint, "ip2p": ip2p, "ip2p_xl": ip2p_xl}
 
 
 @cache
@@ -234,19 +269,30 @@ def picture(path: Path, width: int = SIZE, height: int = SIZE, seed: int = 0, sh
     return image
 
 
-def direct(model: Path, auto: str = "AutoPipelineForText2Image", solver: str = "auto", prepare: Any = None, parts: Any = None, **values: Any) -> np.ndarray[Any, Any]:
-    """The image that diffusers makes itself, without pixelkiln. parts: arguments of from_pretrained; prepare: told the pipeline."""
+@cache
+def components(model: Path) -> dict[str, Any]:
+    """The parts of a pipeline but its solver, opened once."""
     import diffusers
 
-    pipe = getattr(diffusers, auto).from_pretrained(model, use_safetensors=True, **(parts or {}))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(model, use_safetensors=True)
+    return {name: part for name, part in pipe.components.items() if part is not None and name != "scheduler"}
+
+
+def direct(model: Path, auto: str = "AutoPipelineForText2Image", solver: str = "auto", prepare: Any = None, parts: Any = None, **values: Any) -> np.ndarray[Any, Any]:
+    """The image that diffusers makes itself, without pixelkiln; the last one of several seeds. parts: arguments of from_pretrained; prepare: told the pipeline."""
+    import diffusers
+
+    pipe = getattr(diffusers, auto).from_pretrained(model, use_safetensors=True, **((components(model) if prepare is None else {}) | (parts or {})))
     if hasattr(pipe, "unet") and solver == "auto" and type(pipe.scheduler).__name__ != "EulerAncestralDiscreteScheduler":
         pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
     elif solver not in ("auto", "own"):
         pipe.scheduler = getattr(diffusers, solver).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     if "seed" in values:
-        values["generator"] = [torch.Generator().manual_seed(values.pop("seed"))]
+        seeds = values.pop("seed")
+        torch.manual_seed(seeds[0] if isinstance(seeds, list) else seeds)  # Stable Diffusion 3 draws latents of control maps without a generator
+        values["generator"] = [torch.Generator().manual_seed(s) for s in (seeds if isinstance(seeds, list) else [seeds])]
     if model.name in ("pixart", "sana"):
         values |= {"use_resolution_binning": False, "clean_caption": False}
     values |= prepare(pipe) or {} if prepare else {}
-    return np.array(pipe(**values).images[0])
+    return np.array(pipe(**values).images[-1])

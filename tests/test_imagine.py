@@ -32,6 +32,8 @@ def test_every_class_gives_what_diffusers_gives(models: Path, tmp_path: Path, na
     assert (found["order"]["seed"], found["order"]["steps"], found["setup"]["model"]) == (5, 2, str(model))
     assert found["order"]["solver"] == ("dpmpp-2m" if name in ("sd", "sd21", "sdxl") else "own")
     assert {"torch", "diffusers", "transformers", "pixelkiln"} <= set(found["facts"]["versions"])
+    if name not in ("sd", "sd21", "sana"):  # the others are reproduced by other tests
+        return
     assert main(["reproduce", str(file), "--quiet", "--out", str(tmp_path / "again.png")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "identical"
     assert np.array_equal(pixels(tmp_path / "again.png"), expected)
@@ -39,43 +41,40 @@ def test_every_class_gives_what_diffusers_gives(models: Path, tmp_path: Path, na
 
 def test_an_image_does_not_depend_on_the_batch_and_is_reproduced_from_its_own(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = pipelines.folder(models, "sd")
-    words = (model, "a cat", "a dog", "-n", 2, "--steps", 3, "--seed", 7, "--negative", "blurred", "--solver", "euler-a")
+    words = (model, "a cat", "a dog", "-n", 2, "--steps", 2, "--size", 16, "--seed", 7, "--negative", "blurred", "--solver", "euler-a")
     assert imagine(*words, "--out", tmp_path / "one") == 0
     assert imagine(*words, "--batch", 3, "--out", tmp_path / "three") == 0
-    expected = direct(model, solver="EulerAncestralDiscreteScheduler", prompt="a dog", negative_prompt="blurred", num_inference_steps=3, seed=8)
+    expected = direct(model, solver="EulerAncestralDiscreteScheduler", prompt="a dog", negative_prompt="blurred", num_inference_steps=2, seed=8, width=16, height=16)
     assert np.array_equal(pixels(tmp_path / "one" / "000003.png"), expected)
     for i in range(4):
         off = np.abs(pixels(tmp_path / "one" / f"{i:06d}.png").astype(int) - pixels(tmp_path / "three" / f"{i:06d}.png"))
         assert off.max() <= 1, "rounding of sums in other batches at most"
-        assert main(["reproduce", str(tmp_path / "three" / f"{i:06d}.png"), "--quiet"]) == 0
+    assert main(["reproduce", str(tmp_path / "three" / "000002.png"), "--quiet"]) == 0
     assert recipe(tmp_path / "three" / "000001.png")["mates"] == [["a cat", 7], ["a cat", 8], ["a dog", 7]]
-    assert capsys.readouterr().out.count("identical") == 4
+    assert capsys.readouterr().out.count("identical") == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "solver", "kind"),
-    [("sd", "ddim", "DDIMScheduler"), ("sd", "unipc", "UniPCMultistepScheduler"), ("sd", "heun", "HeunDiscreteScheduler"), ("sd", "own", "own"),
-     ("sd", "lms", "LMSDiscreteScheduler"), ("sd21", "euler", "EulerDiscreteScheduler"), ("sd3", "heun", "FlowMatchHeunDiscreteScheduler"),
-     ("flux", "euler", "FlowMatchEulerDiscreteScheduler")],
-)
-def test_a_solver_by_its_name(models: Path, tmp_path: Path, name: str, solver: str, kind: str) -> None:
-    model = pipelines.folder(models, name)
-    assert imagine(model, "a cat", "--out", tmp_path / "out", "--steps", 3, "--solver", solver, "--size", 16, "--guidance", 3) == 0
-    expected = direct(model, solver=kind, prompt="a cat", num_inference_steps=3, seed=0, width=16, height=16, guidance_scale=3.0)
-    assert np.array_equal(pixels(tmp_path / "out" / "000000.png"), expected)
+KINDS = {"sd": {"ddim": "DDIMScheduler", "unipc": "UniPCMultistepScheduler", "heun": "HeunDiscreteScheduler", "own": "own", "lms": "LMSDiscreteScheduler"},
+         "sd21": {"euler": "EulerDiscreteScheduler"}, "sd3": {"heun": "FlowMatchHeunDiscreteScheduler"}, "flux": {"euler": "FlowMatchEulerDiscreteScheduler"}}
 
 
-def test_every_solver_runs(models: Path) -> None:
+@pytest.mark.parametrize("name", KINDS)
+def test_every_solver_by_its_name(models: Path, name: str) -> None:
+    """As diffusers' where it is named above; the others run."""
     from pixelkiln.pretrained.gather import gather
     from pixelkiln.pretrained.order import Order, Setup
     from pixelkiln.pretrained.solver import FLOWS, SOLVERS
     from pixelkiln.pretrained.studio import Studio
 
-    for name, names in (("sd", SOLVERS), ("sd3", FLOWS)):
-        studio = Studio(gather(Setup(str(pipelines.folder(models, name))), lambda line: None))
-        for solver in names:
-            (done,) = studio.paint([Order("a cat", steps=3, solver=solver, width=16, height=16)])
-            assert done.image.float().std() > 1, solver
+    model = pipelines.folder(models, name)
+    studio = Studio(gather(Setup(str(model)), lambda line: None))
+    for solver in {*KINDS[name], *{"sd": SOLVERS, "sd3": FLOWS}.get(name, ())} - {"dpmpp-2m", "euler-a"}:
+        (done,) = studio.paint([Order("a cat", steps=2, solver=solver, width=16, height=16, guidance=3.0)])
+        image = done.image.permute(1, 2, 0).numpy()
+        assert image.std() > 1, solver
+        if solver in KINDS[name]:
+            expected = direct(model, solver=KINDS[name][solver], prompt="a cat", num_inference_steps=2, seed=0, width=16, height=16, guidance_scale=3.0)
+            assert np.array_equal(image, expected), solver
 
 
 def test_flux_with_a_negative_prompt(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,12 +89,12 @@ def test_flux_with_a_negative_prompt(models: Path, tmp_path: Path, capsys: pytes
 
 def test_styles_times_contents_make_a_table(models: Path, tmp_path: Path) -> None:
     model = pipelines.folder(models, "sd")
-    assert imagine(model, "a {red|blue} cat", "--style", "Monet", "--style", "{}, woodcut", "--steps", 1, "--out", tmp_path / "out") == 0
+    assert imagine(model, "--steps", 1, "a {red|blue} cat", "--style", "Monet", "--style", "{}, woodcut", "--size", 16, "--out", tmp_path / "out") == 0, "prompts after options"
     texts = [Image.open(tmp_path / "out" / f"{i:06d}.png").text["Description"] for i in range(4)]  # type: ignore[attr-defined]
     assert texts == ["a red cat, in the style of Monet", "a red cat, woodcut", "a blue cat, in the style of Monet", "a blue cat, woodcut"]
     sheet = Image.open(tmp_path / "out" / "sheet.png")
     assert sheet.width > 150 + 2 * 32 and np.array(sheet).min() < 100, "titles are written"
-    assert imagine(model, "a cat", "--vary", "guidance=1,5", "--vary", "steps=1,2", "--out", tmp_path / "vary") == 0
+    assert imagine(model, "a cat", "--vary", "guidance=1,5", "--vary", "steps=1,2", "--size", 16, "--out", tmp_path / "vary") == 0
     found = [recipe(tmp_path / "vary" / f"{i:06d}.png")["order"] for i in range(4)]
     assert [(o["guidance"], o["steps"]) for o in found] == [(1, 1), (1, 2), (5, 1), (5, 2)]
 
@@ -104,17 +103,18 @@ def test_styles_times_contents_make_a_table(models: Path, tmp_path: Path) -> Non
 def test_a_walk_ends_at_the_images_of_its_prompts(models: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no ffmpeg
     model = pipelines.folder(models, name)
-    words = (model, "a red cat", "an old dog on a hill", "--steps", 2, "--size", 32 if name == "sana" else 16)
-    assert imagine(*words, "--frames", 4, "--out", tmp_path / "walk") == 0
-    assert imagine(*words, "--out", tmp_path / "ends") == 0
-    frames = [pixels(tmp_path / "walk" / f"{i:06d}.png") for i in range(4)]
-    assert np.array_equal(frames[0], pixels(tmp_path / "ends" / "000000.png"))
-    assert np.array_equal(frames[3], pixels(tmp_path / "ends" / "000001.png"))
-    assert not np.array_equal(frames[0], frames[3])
-    assert Image.open(tmp_path / "walk" / "walk.gif").n_frames == 6  # type: ignore[attr-defined]
-    assert Image.open(tmp_path / "walk" / "strip.png").width == 4 * (frames[0].shape[1] + 2) + 2
+    prompts, size = ("a red cat", "an old dog on a hill"), 32 if name == "sana" else 16
+    assert imagine(model, *prompts, "--steps", 1, "--size", size, "--frames", 3, "--out", tmp_path / "walk") == 0
+    ends = [direct(model, prompt=prompt, num_inference_steps=1, seed=0, width=size, height=size) for prompt in prompts]
+    frames = [pixels(tmp_path / "walk" / f"{i:06d}.png") for i in range(3)]
+    assert np.array_equal(frames[0], ends[0])
+    assert np.array_equal(frames[2], ends[1])
+    assert not np.array_equal(frames[0], frames[2])
+    assert Image.open(tmp_path / "walk" / "walk.gif").n_frames == 4  # type: ignore[attr-defined]
+    assert Image.open(tmp_path / "walk" / "strip.png").width == 3 * (frames[0].shape[1] + 2) + 2
     assert not (tmp_path / "walk" / "walk.mp4").exists()
-    assert main(["reproduce", str(tmp_path / "walk" / "000001.png"), "--quiet"]) == 0
+    if name in ("sd", "pixart"):
+        assert main(["reproduce", str(tmp_path / "walk" / "000001.png"), "--quiet"]) == 0
 
 
 def test_a_walk_in_between_is_what_diffusers_makes_of_the_embeddings(models: Path, tmp_path: Path) -> None:
@@ -133,11 +133,12 @@ def test_a_walk_in_between_is_what_diffusers_makes_of_the_embeddings(models: Pat
 @pytest.mark.parametrize("name", ["sd", "flux"])
 def test_noise_goes_along_the_sphere(models: Path, tmp_path: Path, name: str) -> None:
     model = pipelines.folder(models, name)
-    assert imagine(model, "a cat", "--frames", 3, "--seed", 1, "--to-seed", 2, "--steps", 2, "--size", 16, "--out", tmp_path / "walk") == 0
-    assert imagine(model, "a cat", "-n", 2, "--seed", 1, "--steps", 2, "--size", 16, "--out", tmp_path / "ends") == 0
-    for frame, end in ((0, 0), (2, 1)):
-        assert np.array_equal(pixels(tmp_path / "walk" / f"{frame:06d}.png"), pixels(tmp_path / "ends" / f"{end:06d}.png"))
-    assert main(["reproduce", str(tmp_path / "walk" / "000001.png"), "--quiet"]) == 0
+    assert imagine(model, "a cat", "--frames", 3, "--seed", 1, "--to-seed", 2, "--steps", 1, "--size", 16, "--out", tmp_path / "walk") == 0
+    for frame, seed in ((0, 1), (2, 2)):
+        expected = direct(model, prompt="a cat", num_inference_steps=1, seed=seed, width=16, height=16)
+        assert np.array_equal(pixels(tmp_path / "walk" / f"{frame:06d}.png"), expected)
+    assert not np.array_equal(pixels(tmp_path / "walk" / "000001.png"), expected)
+    assert name != "sd" or main(["reproduce", str(tmp_path / "walk" / "000001.png"), "--quiet"]) == 0
 
 
 def test_mp4_where_ffmpeg_is(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_mp4_where_ffmpeg_is(models: Path, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("words", "said"),
-    [(("--solver", "eular"), "did you mean euler"), (("--size", "33"), "not a multiple of 8"), (("--strength", "0.5"), "add --source"),
+    [(("--solver", "eular"), "did you mean euler"), (("--stepz", "3"), "did you mean --steps"), (("--size", "33"), "not a multiple of 8"), (("--strength", "0.5"), "add --source"),
      (("--image-guidance", "2"), "does not know --image-guidance"), (("--frames", "3"), "needs two prompts"), (("--mask", "m.png"), "add --source"),
      (("--vary", "stepz=1"), "did you mean steps"), (("--memory", "offload"), "nowhere to move"), (("--watermark", "on"), "supplies none"),
      (("--spacing", "karras", "--solver", "ddim"), "no karras spacing"), (("--lora", "no.safetensors"), "no such folder"),

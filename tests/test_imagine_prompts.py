@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'pixelkiln[pretrained]'")
 import pipelines
-from pipelines import direct, imagine, pixels
+from pipelines import direct, imagine, pixels, recipe
 from pixelkiln.core.types import UserError
 from pixelkiln.pretrained.embed import _chunks, embedded, needs_embedding, slerp
 from pixelkiln.pretrained.order import Order, batches
@@ -121,12 +121,39 @@ def test_a_long_prompt_is_encoded_in_chunks(pipe: Any) -> None:
 def test_words_beyond_the_first_chunk_change_the_image(models: Path, tmp_path: Path) -> None:
     model = pipelines.folder(models, "sd")
     for name, prompt in (("a", f"{LONG} dog"), ("b", f"{LONG} owl")):
-        assert imagine(model, prompt, "--steps", 2, "--size", 16, "--guidance", 9, "--out", tmp_path / name) == 0
+        assert imagine(model, prompt, "--steps", 1, "--size", 16, "--guidance", 9, "--out", tmp_path / name) == 0
     assert not np.array_equal(pixels(tmp_path / "a" / "000000.png"), pixels(tmp_path / "b" / "000000.png"))
-    cut = [direct(model, prompt=f"{LONG} {w}", num_inference_steps=2, width=16, height=16, seed=0, guidance_scale=9.0) for w in ("dog", "owl")]
+    cut = [direct(model, prompt=f"{LONG} {w}", num_inference_steps=1, width=16, height=16, seed=0, guidance_scale=9.0) for w in ("dog", "owl")]
     assert np.array_equal(*cut), "diffusers cuts them off"
+
+
+def test_prompts_from_a_file_with_wildcards_by_the_seed(models: Path, tmp_path: Path) -> None:
+    model = pipelines.folder(models, "sd")
+    (tmp_path / "prompts.txt").write_text("a __animal__ in a forest\n# not this\n\na {red|blue} lake\n")
+    (tmp_path / "animal.txt").write_text("fox\nowl\ncat\nelk\n")
+    words = (model, "--prompts", tmp_path / "prompts.txt", "--wildcards", tmp_path, "-n", 2, "--seed", 4, "--steps", 1, "--size", 16, "--batch", 3, "--out", tmp_path / "out")
+    assert imagine(*words) == 0
+    found = [recipe(tmp_path / "out" / f"{i:06d}.png")["order"] for i in range(6)]
+    animals = [wildcards("a __animal__ in a forest", seed, tmp_path) for seed in (4, 5)]
+    assert [(o["prompt"], o["seed"]) for o in found] == [(animals[0], 4), (animals[1], 5), *((f"a {c} lake", s) for c in ("red", "blue") for s in (4, 5))]
+    assert not (tmp_path / "out" / "000006.png").exists()
 
 
 def test_sana_refuses_weights_in_one_line(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert imagine(pipelines.folder(models, "sana"), "a (red:2) cat", "--steps", 1, "--size", 32, "--out", tmp_path / "x") == 2
     assert "takes no weights" in capsys.readouterr().err
+
+
+def test_titles_take_the_room_that_they_need_and_no_more() -> None:
+    from pixelkiln.pretrained.sheets import PAD, sheet
+
+    images = {i: torch.zeros(3, 120, 120, dtype=torch.uint8) for i in range(2)}
+    bare, short, long = (sheet(images, 2, 2, [title, "b"]) if title else sheet(images, 2, 2) for title in ("", "a", "a landscape with mountains " * 9))
+    assert bare.shape == (3, 2 * PAD + 120, 3 * PAD + 240)
+    line = short.shape[1] - bare.shape[1]
+    assert line > 10 and long.shape[1] - bare.shape[1] == 3 * line, "three lines at most"
+    heads = sheet(images, 2, 2, heads=["Monet", "van Gogh"], sides=["a lake"])
+    assert heads.shape[1] == bare.shape[1] + line + PAD
+    assert (heads[:, :PAD + line] < 99).any() and (heads[:, line + 2 * PAD :, :150] < 99).any(), "words above and beside"
+    assert (heads[:, -PAD - 120 : -PAD, -PAD - 120 : -PAD] == 0).all(), "the picture whole"
+    assert (sheet({0: images[0]}, 2, 2)[:, PAD : PAD + 120, -PAD - 120 : -PAD] == 211).all(), "a missing one is grey"

@@ -21,7 +21,7 @@ from pixelkiln.engine.log import Log
 from pixelkiln.engine.train import Order, train
 from pixelkiln.engine.where import Where
 
-HEAVY = ("torch", "numpy", "pyarrow", "sklearn", "PIL", "safetensors")
+HEAVY = ("torch", "numpy", "pyarrow", "sklearn", "PIL", "safetensors", "diffusers", "transformers")
 TOYS = str(Path(__file__).with_name("toys.py"))
 
 
@@ -50,7 +50,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "argv",
     [("--version",), ("--help",), ("list",), ("list", "--json"), ("list", "--help"), ("train", "--help"), ("train", "ddpm", "--help"),
      ("train", "vae_mlp", "--size", "tiny", "--help"), ("sample", "--help"), ("interpolate", "--help"), ("traverse", "--help"), ("show", "--help"),
-     ("arithmetic", "--help"), ("reconstruct", "--help"), ("embed", "--help"),
+     ("arithmetic", "--help"), ("reconstruct", "--help"), ("embed", "--help"), ("imagine", "--help"), ("reproduce", "--help"),
      ("solvers", "--help"), ("ema", "--help"),
      ("train", "ddpm", "--out", "x", "--model.net.widht", "3")],
     ids=" ".join,

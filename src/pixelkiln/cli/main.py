@@ -58,6 +58,16 @@ def build(argv: Sequence[str]) -> Parser:
     return parser
 
 
+def parsed(parser: Parser, argv: Sequence[str]) -> Any:
+    """The arguments. Prompts may stand after options, where argparse no longer expects them. Errors: `UserError` for what is unknown."""
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("prompt" not in args or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.prompt = [*args.prompt, *rest]
+    return args
+
+
 def verb_module(verb: str) -> Any:
     """The file of a verb."""
     return importlib.import_module(f"..cli.{verb}", __package__)
@@ -68,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with processes() as first:
-            args = build(argv).parse_args(argv)
+            args = parsed(build(argv), argv)
             if "device" in args:  # a verb that computes
                 importlib.import_module("..engine.memory", __package__).keep_memory()
             return int(verb_module(args.verb).run(args)) if first or args.verb in SHARED else 0

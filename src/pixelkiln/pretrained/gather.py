@@ -9,11 +9,10 @@ from pathlib import Path
 from ..core.errors import UserError
 from ..core.files import sha256
 from .order import Setup
+from .single import config_files, default_config, guarded
 from .source import EXTRA, Chooser, Place, locate, pipeline_files, plain_files
 
 __all__ = ["Gathered", "gather", "require"]
-
-CONFIGS = (".json", ".txt", ".model")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,12 @@ def gather(setup: Setup, say: Callable[[str], None], update: bool = False) -> Ga
         return place
 
     model = found(setup.model, pipeline_files(setup.variant), "model")
-    config = found(setup.config, _configs, "configuration") if setup.config else None
+    config = None
+    if model.path.is_file():
+        name = setup.config or default_config(model.path)
+        config = found(name, config_files(model.path, setup.variant, guarded(setup.safety, name)), "configuration")
+    elif setup.config:
+        raise UserError("--config is for a model that is one .safetensors file: leave it out")
     controls = [found(c.model, plain_files(setup.variant), "ControlNet") for c in setup.controls]
     loras = [found(x.model, _one, "LoRA") for x in setup.loras]
     guides = [found(x.model, _one, "IP-Adapter") for x in setup.guides]
@@ -81,11 +85,6 @@ def gather(setup: Setup, say: Callable[[str], None], update: bool = False) -> Ga
 def _folder(name: str) -> str:
     """The folder inside a repository of the Hub that owner/name/folder[@revision] names."""
     return "" if Path(name).exists() else "/".join(name.partition("@")[0].split("/")[2:])
-
-
-def _configs(names: Sequence[str], fetch: Callable[[str], Path]) -> list[str]:
-    """The index and the small files of a pipeline, for a single file whose weights are elsewhere."""
-    return [n for n in names if n.endswith(CONFIGS) and n.count("/") < 2 and not n.endswith(".index.json")]
 
 
 def _one(names: Sequence[str], fetch: Callable[[str], Path]) -> list[str]:

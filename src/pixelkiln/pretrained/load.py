@@ -9,13 +9,13 @@ from ..core.errors import UserError
 from ..core.files import read_json
 from .gather import Gathered
 from .order import Setup
-from .source import components, locate
+from .single import guarded, open_single
+from .source import components
 
 __all__ = ["family", "open_pipeline", "quiet"]
 
 FAMILIES = {"StableDiffusionXL": "sdxl", "StableDiffusion3": "sd3", "StableDiffusion": "sd", "LatentConsistencyModel": "sd", "Flux2": "other",
             "Flux": "flux", "PixArt": "pixart", "Sana": "sana"}  # the first that a class's name begins with
-SINGLE = ("v1", "v2", "xl_base", "xl_refiner", "playground", "inpainting", "xl_inpaint", "sd3", "flux", "instruct-pix2pix", "sana", "auraflow", "chroma", "lumina2")
 
 
 def family(pipe: Any) -> str:
@@ -38,20 +38,20 @@ def quiet() -> None:
 def open_pipeline(found: Gathered) -> Any:
     """The pipeline for the setup's task, on the CPU, in its precision. Errors: `UserError` for what diffusers cannot do with this model."""
     import torch
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+    from safetensors import SafetensorError
 
     quiet()
     setup = found.setup
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[setup.precision]
     more: dict[str, Any] = {"controlnet": _controls(found, dtype)} if setup.controls else {}
-    if setup.safety == "off":
-        more |= {"safety_checker": None}
     try:
         pipe = _single(found, dtype, more) if found.model.path.is_file() else _folder(found.model.path, setup, dtype, more)
         _loras(pipe, found)
         _guides(pipe, found, dtype)
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, TypeError) as error:  # whatever files of others make of it
+    except (OSError, ValueError, KeyError, AttributeError, ImportError, RuntimeError, TypeError, SafetensorError, SingleFileComponentError) as error:  # whatever files of others make of it
         raise UserError(f"{setup.model}: cannot be opened for {_words(setup)} ({_line(error)}): choose another model or leave options out") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -88,41 +88,35 @@ def _auto(setup: Setup) -> Any:
     return getattr(diffusers, names[setup.task])
 
 
+def _instructed(kind: str, setup: Setup) -> bool:
+    """Whether the pipeline edits by instruction. Errors: `UserError` for a pipeline that is not made for the setup's task."""
+    if "InstructPix2Pix" in kind:
+        if setup.task != "image" or setup.controls:
+            raise UserError(f"{setup.model} edits by instruction: give --source IMG, and neither --mask nor --control")
+        return True
+    if "Inpaint" in kind and setup.task != "inpaint":
+        raise UserError(f"{setup.model} is made for inpainting: give --source with --mask or --outpaint, or choose another model")
+    return False
+
+
 def _folder(folder: Path, setup: Setup, dtype: Any, more: dict[str, Any]) -> Any:
     import diffusers
 
     kind = _class(folder)
-    auto: Any = _auto(setup)
-    if "InstructPix2Pix" in kind:
-        if setup.task != "image" or setup.controls:
-            raise UserError(f"{setup.model} edits by instruction: give --source IMG, and neither --mask nor --control")
-        auto = getattr(diffusers, kind)
-    elif "Inpaint" in kind and setup.task != "inpaint":
-        raise UserError(f"{setup.model} is made for inpainting: give --source with --mask or --outpaint, or choose another model")
-    if "safety_checker" in more and "safety_checker" not in read_json(folder / "model_index.json"):
-        more = {k: v for k, v in more.items() if k != "safety_checker"}
+    auto = getattr(diffusers, kind) if _instructed(kind, setup) else _auto(setup)
+    if setup.safety == "off" and "safety_checker" in read_json(folder / "model_index.json"):
+        more = more | {"safety_checker": None}
     return auto.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, variant=setup.variant or None, local_files_only=True, **more)
 
 
 def _single(found: Gathered, dtype: Any, more: dict[str, Any]) -> Any:
-    """From one file, in the layout of its authors, with the configuration of a pipeline of that kind."""
-    import diffusers
-    from diffusers.loaders import single_file_utils as utils
-
-    path, config = found.model.path, found.config
-    checkpoint = utils.load_single_file_checkpoint(str(path))
-    kind = utils.infer_diffusers_model_type(checkpoint)
-    if config is None:
-        if not kind.startswith(SINGLE):
-            raise UserError(f"{path}: its kind ({kind}) is not one of a text-to-image pipeline: give a folder")
-        from .gather import _configs
-
-        name = utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
-        config = locate(name, _configs, "configuration").path
-    pipe = getattr(diffusers, _class(config)).from_single_file(str(path), config=str(config), dtype=dtype, local_files_only=True,
-                                                               safety_checker=None)
-    return pipe if found.setup.task == "text" and not found.setup.controls else _auto(found.setup).from_pipe(
-        pipe, **{k: v for k, v in more.items() if k != "safety_checker"})
+    """From one file, in the layout of its authors."""
+    setup, config = found.setup, found.config
+    assert config is not None, "a file is gathered with a configuration"
+    kind = _class(config)
+    instructed = _instructed(kind, setup)
+    pipe = open_single(found.model.path, config, kind, dtype, setup.variant, guarded(setup.safety, setup.config))
+    return pipe if instructed else _auto(setup).from_pipe(pipe, **more)
 
 
 def _controls(found: Gathered, dtype: Any) -> Any:
@@ -157,8 +151,10 @@ def _loras(pipe: Any, found: Gathered) -> None:
 def _guides(pipe: Any, found: Gathered, dtype: Any) -> None:
     if not found.guides:
         return
-    if not hasattr(pipe, "load_ip_adapter"):
-        raise UserError(f"{type(pipe).__name__} takes no IP-Adapter in this diffusers: leave --ip-adapter out")
+    from diffusers.loaders import IPAdapterMixin
+
+    if not isinstance(pipe, IPAdapterMixin):  # Stable Diffusion 3 and FLUX have others, with other encoders
+        raise UserError(f"{type(pipe).__name__} takes no IP-Adapter here (Stable Diffusion 1, 2 and XL do): leave --ip-adapter out")
     if found.image_encoder is not None:
         from transformers import CLIPVisionModelWithProjection
 

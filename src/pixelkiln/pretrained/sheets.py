@@ -29,14 +29,20 @@ def sheet(images: Mapping[int, Tensor], count: int, columns: int, titles: Sequen
     letters = _font(font)
     sizes = [tuple(image.shape[1:]) for image in images.values()] or [(SIDE, SIDE)]
     scale = min(1.0, SIDE / max(max(size) for size in sizes))
-    width, height = max(96, round(max(w for _, w in sizes) * scale)), round(max(h for h, _ in sizes) * scale)
     line = int(letters.getbbox("Ág")[3]) + 2
+    width, height = max(96, round(max(w for _, w in sizes) * scale)), max(LINES * line if sides else 0, round(max(h for h, _ in sizes) * scale))
     rows = -(-count // columns)
-    below = LINES * line if titles else 0
-    above = LINES * line + PAD if heads else 0
+    names, tops = ([_wrapped(letters, text, width) for text in texts] for texts in (titles, heads))
+    below = max(map(len, names), default=0) * line
+    above = max(map(len, tops), default=0) * line + (PAD if heads else 0)
     beside = 150 if sides else 0
     page = Image.new("RGB", (beside + PAD + columns * (width + PAD), above + PAD + rows * (height + below + PAD)), "white")
     draw = ImageDraw.Draw(page)
+
+    def write(texts: Sequence[str], x: int, y: int) -> None:
+        for k, row in enumerate(texts):
+            draw.text((x, y + k * line), row, fill="black", font=letters)
+
     for i in range(count):
         x, y = beside + PAD + (i % columns) * (width + PAD), above + PAD + (i // columns) * (height + below + PAD)
         if i in images:
@@ -46,11 +52,11 @@ def sheet(images: Mapping[int, Tensor], count: int, columns: int, titles: Sequen
         else:
             draw.rectangle((x, y, x + width - 1, y + height - 1), fill="lightgrey")
         if titles:
-            _write(draw, letters, titles[i], x, y + height, width, line)
-    for i, text in enumerate(heads):
-        _write(draw, letters, text, beside + PAD + i * (width + PAD), PAD, width, line)
+            write(names[i], x, y + height)
+    for i, top in enumerate(tops):
+        write(top, beside + PAD + i * (width + PAD), above - len(top) * line)
     for i, text in enumerate(sides):
-        _write(draw, letters, text, PAD, above + PAD + i * (height + below + PAD), beside - PAD, line, max(LINES, height // line))
+        write(_wrapped(letters, text, beside - PAD, max(1, height // line)), PAD, above + PAD + i * (height + below + PAD))
     return torch.from_numpy(np.array(page)).permute(2, 0, 1).contiguous()
 
 
@@ -63,13 +69,12 @@ def _font(path: str | None) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         raise UserError(f"--font {path}: cannot be read ({error}): give a .ttf or .otf file") from None
 
 
-def _write(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, x: int, y: int, width: int, line: int,
-           lines: int = LINES) -> None:
-    """Words in a box; what does not fit ends in an ellipsis."""
+def _wrapped(font: ImageFont.FreeTypeFont | ImageFont.ImageFont, text: str, width: int, lines: int = LINES) -> list[str]:
+    """Words in lines of that many pixels; what does not fit ends in an ellipsis."""
     words, found = " ".join(text.split()), list[str]()
     while words and len(found) < lines:
         n = len(words)
-        while n > 1 and draw.textlength(words[:n], font) > width:
+        while n > 1 and font.getlength(words[:n]) > width:
             n = n - 1
         cut = words.rfind(" ", 0, n + 1) if n < len(words) else n
         n = cut if cut > 0 else n
@@ -77,11 +82,10 @@ def _write(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.I
         words = words[n:].strip()
     if words and found:
         last = found[-1]
-        while last and draw.textlength(last + "…", font) > width:
+        while last and font.getlength(last + "…") > width:
             last = last[:-1]
         found[-1] = last + "…"
-    for i, row in enumerate(found):
-        draw.text((x, y + i * line), row, fill="black", font=font)
+    return found
 
 
 def ffmpeg() -> str | None:

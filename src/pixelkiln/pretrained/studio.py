@@ -78,8 +78,8 @@ class Studio:
         return getattr(self.pipe, "unet", None) or self.pipe.transformer
 
     def alone(self, order: Order) -> bool:
-        """Whether the order cannot share a batch."""
-        return needs_embedding(self.pipe, order)
+        """Whether the order cannot share a batch. Stable Diffusion 3 draws latents of control maps from the process's generator, for a batch at once."""
+        return needs_embedding(self.pipe, order) or (self.family == "sd3" and bool(self.found.setup.controls))
 
     def _multiple(self) -> int:
         """Sides of images are multiples of it."""
@@ -92,8 +92,15 @@ class Studio:
         return int(side if isinstance(side, int) else side[0]) * int(self.pipe.vae_scale_factor)
 
     def _read(self) -> None:
-        """The user's images, once."""
+        """The user's images, once. Errors: `UserError` for one that this pipeline does not take."""
         setup = self.found.setup
+        masked = setup.task == "inpaint"
+        for given, name, options in ((setup.source, "image", "--source"), (masked, "mask_image", "--mask or --outpaint"),
+                                     (setup.guides, "ip_adapter_image", "--ip-adapter")):
+            if given and name not in self.known:
+                raise UserError(f"{type(self.pipe).__name__} takes no {options}: leave it out")
+        if self.family == "flux" and setup.source and len(setup.controls) > 1:  # diffusers 0.42 fails inside
+            raise UserError("FLUX takes one --control with a --source: leave the others out")
         self.source = picture(setup.source) if setup.source else None
         self.canvas: Canvas | None = None
         if setup.task == "inpaint":
@@ -181,7 +188,9 @@ class Studio:
         self.guards.flags.clear()
         walk = first.walk
         blend = self._blended(first.seed, walk.to_seed, walk.t) if walk is not None and walk.to_seed is not None else nullcontext()
-        with watch.over(self.net), blend, torch.inference_mode(False), torch.no_grad():
+        device = torch.device(self.found.setup.device)
+        with watch.over(self.net), blend, torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(first.seed)  # for what a pipeline draws beside its generators
             try:
                 out = self.pipe(**values).images
             except (ValueError, TypeError) as error:  # what the pipeline itself has against the arguments
@@ -203,7 +212,7 @@ class Studio:
         }
         if self.family in BINS and self.net.config.sample_size not in BINS[self.family]:
             values["use_resolution_binning"] = False
-        if self.alone(first):
+        if needs_embedding(self.pipe, first):
             assert n == 1, "an order with weights, chunks or a walk is painted alone"
             guided = (first.guidance or 0) > 1
             values |= embedded(self.pipe, first, guided)
