@@ -255,7 +255,7 @@ def test_beta_is_in_units_of_the_bound_at_any_resolution() -> None:
     for name in ("autoencoder-kl", "dvae"):
         stage = builtin()[name]("tiny").last
         small = make(replace(stage), INFO, {}, 0)
-        x = torch.zeros(2, 1, 8, 8)
+        x = 2 * torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
         wide = make(replace(stage), DataInfo(ImageShape(1, 8, 16)), {}, 0)
         torch.manual_seed(0)
         a = small.updates()[0].loss(Batch(x), Moment(9, 10, 0))  # type: ignore[union-attr]

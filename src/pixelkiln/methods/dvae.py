@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.protocols import Method, Tokenizer, Update
 from ..core.recipe import DataConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.types import Batch, DataInfo, Moment, Request, UserError
-from ..nets.gumbel import GumbelCodes
+from ..nets.gumbel import SOFT, GumbelCodes, Keys
 from ..nets.painter import Painter
 from ..nets.resconv import Down, ResConvConfig, grid
 from ..objectives.likelihoods import logistic_log_prob
@@ -34,7 +34,7 @@ class DVAEConfig:
 
     net: ResConvConfig = field(default_factory=ResConvConfig)
     codes: int = 512
-    dim: int = 64  # channels of a code's vector
+    dim: int = 16  # channels of a code's vector
     hot: float = 1.0  # temperature at the start
     cold: float = 1 / 16  # and at the end of `anneal`
     anneal: float = 0.5  # share of training
@@ -44,7 +44,7 @@ class DVAEConfig:
 
 @final
 class DVAE(Method, Tokenizer):
-    """encoder: x -> logits (B, K, h, w); codes: logits -> z (B, D, h, w); decoder: z -> p(x | z)."""
+    """encoder: x -> vectors (B, D, h, w) -> logits (B, K, h, w); codes: logits -> z (B, D, h, w); decoder: z -> p(x | z)."""
 
     generates = False
 
@@ -53,8 +53,10 @@ class DVAE(Method, Tokenizer):
         if config.codes < 2 or not 0 < config.cold <= config.hot:
             raise UserError("--model.codes must be 2 or more, and 0 < --model.cold <= --model.hot")
         self.config, self.grid = config, grid(info.shape, config.net)
-        self.encoder = Down(info.shape.channels, config.codes, config.net)
+        keys = Keys(config.dim, config.codes)
+        self.encoder = nn.Sequential(Down(info.shape.channels, config.dim, config.net), keys)
         self.codes = GumbelCodes(config.codes, config.dim)
+        self.codes.table.data.copy_(keys.keys / SOFT)  # at first a mixture of likely codes lies where the encoder's vector points
         self.decoder = Painter(config.dim, info.shape.channels, config.net, scaled=True)
         self.vocabulary, self.grids = config.codes, (self.grid,)
 

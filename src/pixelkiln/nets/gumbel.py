@@ -6,11 +6,15 @@ import math
 from typing import NamedTuple, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.quantize import Usage
+from ..layers.quantize import Usage, rows
+from ..layers.whitened import Whitened
 
-__all__ = ["Drawn", "GumbelCodes", "relaxed"]
+__all__ = ["Drawn", "GumbelCodes", "Keys", "relaxed"]
+
+SOFT = 0.5  # deviation of the keys' numbers at first: with D of them logits have a deviation of sqrt(D) / 2
 
 
 class Drawn(NamedTuple):
@@ -27,8 +31,26 @@ def relaxed(logits: Tensor, tau: float, u: Tensor) -> Tensor:
 
     For tau -> 0 a draw from softmax(logits), as a one-hot vector; for tau -> infinity 1 / K, whatever the logits.
     """
-    gumbel = -torch.log(-torch.log(u.clamp(1e-20, 1 - 1e-7)))
-    return ((logits + gumbel) / tau).softmax(-1)
+    waited = u.clamp(1e-20, 1 - 1e-7).log_().neg_().log_()  # -g
+    return ((logits - waited) / tau).softmax(-1)
+
+
+@final
+class Keys(nn.Module):
+    """Vectors (B, D, h, w) -> logits (B, K, h, w): whitened, their products with K keys that begin at random.
+
+    Logits that a random network makes directly favor the same few codes everywhere, and those that are never likely get no gradient (docs/LOG.md).
+    """
+
+    def __init__(self, dim: int, codes: int) -> None:
+        super().__init__()
+        self.even = Whitened(dim)
+        self.keys, self.bias = nn.Parameter(SOFT * torch.randn(codes, dim)), nn.Parameter(torch.zeros(codes))
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            logits = F.linear(self.even(rows(z.float())), self.keys, self.bias)
+            return logits.view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 @final
@@ -46,7 +68,7 @@ class GumbelCodes(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             flat = logits.float().permute(0, 2, 3, 1)  # (B, h, w, K)
             log_q = flat.log_softmax(-1)
-            kl = (log_q.exp() * (log_q + math.log(flat.shape[-1]))).sum(-1).sum((1, 2))  # (B,)
+            kl = (torch.linalg.vecdot(log_q.exp(), log_q) + math.log(flat.shape[-1])).sum((1, 2))  # (B,)
             index = flat.argmax(-1)
             if not self.training:
                 return Drawn(self.lookup(index[:, None]), index[:, None], kl, {})
