@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelkiln.core.catalog import find
 from pixelkiln.core.recipe import EmaConfig, OptConfig
 from pixelkiln.core.rng import key, seed_all
 from pixelkiln.core.types import Moment, UserError
 from pixelkiln.data import Feed, open_source
+from pixelkiln.engine import plan as planning
 from pixelkiln.engine.build import load_method, open_run
 from pixelkiln.engine.ema import Average, decay
 from pixelkiln.engine.log import Log
@@ -122,6 +125,18 @@ def test_a_budget_in_time_becomes_steps_in_the_plan(tmp_path: Path) -> None:
     assert facts["plan"]["seconds"] == 6.0
     assert facts["total"] == run.checkpoint().step >= 1
     assert facts["total"] * facts["plan"]["step_seconds"] <= 6.0
+
+
+def test_a_budget_counts_what_joins_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vqgan's discriminator does: timed at the start alone, 400 seconds were 400 steps, which take 800."""
+    recipe = find(f"{TOYS}:slower")("tiny")
+    toy: Any = recipe.last.method
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: toy.clock)
+    toy.clock = 0.0
+    steps, facts = planning.plan(order(tmp_path / "r", "slower", budget=Budget(seconds=400.0)), recipe.last, open_source("digits"), {}, HERE, QUIET, True)
+    spent = toy.clock
+    assert facts["step_seconds"] == pytest.approx(2.0, rel=0.15)
+    assert spent + 2 * steps == pytest.approx(400, rel=0.15)
 
 
 def test_a_budget_in_images_is_rounded_up(tmp_path: Path) -> None:

@@ -45,6 +45,26 @@ class CodePrior(Method):
         return self.parents["codec"].decode(mean + log_std.exp() * noise(streams(request.seeds, "z"), mean.shape[1:]))
 
 
+class Slower(Method):
+    """A step takes a second by `clock`, and three in the second half of training."""
+
+    clock = 0.0
+
+    def __init__(self, info: DataInfo, config: CodeConfig, parents: Mapping[str, Method] | None = None) -> None:
+        super().__init__(info, parents)
+        self.net = nn.Linear(1, 1)
+
+    def updates(self) -> Sequence[Update]:
+        return (Update("main", ("net",), self.loss, opt="main"),)
+
+    def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
+        Slower.clock += 1.0 if moment.progress < 0.5 else 3.0
+        return {"loss": self.net(torch.ones(1, 1)).square().mean()}
+
+    def draw(self, request: Request) -> Tensor:
+        return torch.zeros(len(request.seeds), *self.info.shape)
+
+
 class Exploding(Method):
     """Its loss is infinite from step 3 on."""
 
@@ -142,6 +162,11 @@ def two_stage(size: Size = "tiny") -> Recipe:
     stages = (Stage(PCA, first.model, first.data, first.train, name="codec"),
               Stage(CodePrior, CodeConfig(), first.data, train, parents={"codec": "codec"}, name="prior"))
     return Recipe(stages, "classical", "none, 2026, a test", "two stages")
+
+
+def slower(size: Size = "tiny") -> Recipe:
+    """The second half of its training takes three times as long as the first."""
+    return Recipe((Stage(Slower, CodeConfig(), train=TrainConfig(steps=20, batch=8)),), "toy", "none, 2026, a test", "slows down")
 
 
 def exploding(size: Size = "tiny") -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from ..data import Feed, ImageSet
 from .build import make
 from .log import Log, duration
 from .loop import Trainer
+from .parallel import Team
 from .sample import preview
 from .watch import Mode
 from .where import Where
@@ -23,6 +25,8 @@ from .where import Where
 __all__ = ["SAMPLES", "Budget", "Order", "plan"]
 
 SAMPLES = 10  # sample grids in a run
+GOLDEN = (5**0.5 - 1) / 2
+OUTLIER = 5
 
 
 @dataclass(frozen=True)
@@ -76,22 +80,34 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     trial = Trainer(copy, config, feed.batch, order.seed, config.steps, where)
     if not trial.rows:
         return 0, {"by": "closed form"}
-    trial.step(0)
-    trial.step(1)
-    trial.look()
-    spent: list[float] = []
-    while any(team.most(len(spent) < 5 or (sum(spent) < min(5.0, budget.seconds / 20) and len(spent) < 200))):
-        begin = time.perf_counter()
-        trial.step(len(spent) + 2)
-        trial.look()
-        spent.append(time.perf_counter() - begin)
+    per_step, timed = _timed(trial, team, budget.seconds)
     feed.close()
     begin = time.perf_counter()
     with trial.sampling():
         preview(copy, 64, where)
     grids = SAMPLES * (time.perf_counter() - begin)
-    per_step = sorted(spent)[len(spent) // 2]
     left = max(budget.seconds - (time.perf_counter() - start) - grids, budget.seconds / 2)  # one slow grid, on a busy machine, says little
     total = team.agree(lambda: max(1, int(left / per_step)))
     log.say(f"budget {duration(budget.seconds)}: {total} steps of {per_step * 1e3:.1f} ms ({config.batch / per_step:.0f} images/s)")
-    return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": len(spent)}
+    return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": timed}
+
+
+def _timed(trial: Trainer, team: Team, seconds: float) -> tuple[float, int]:
+    """Mean seconds of a step over the whole of training, and of how many steps.
+
+    What comes late or now and then costs, too: a discriminator that joins half-way, a penalty every 16 steps. So steps are timed as if they stood at
+    shares of the training that the golden ratio spreads; one that took more than OUTLIER times the median was disturbed, and counts as that much.
+    """
+    spent: list[float] = []
+    for k in range(2):
+        trial.step(k)
+        trial.look()
+    while any(team.most(len(spent) < 5 or (sum(spent) < min(5.0, seconds / 20) and len(spent) < 200))):
+        k, share = len(spent) + 2, GOLDEN * (len(spent) + 1) % 1
+        trial.total = max(k + 1, round(k / share))
+        begin = time.perf_counter()
+        trial.step(k)
+        trial.look()
+        spent.append(time.perf_counter() - begin)
+    most = OUTLIER * statistics.median(spent)
+    return statistics.fmean(min(x, most) for x in spent), len(spent)
