@@ -473,8 +473,19 @@ def test_whitened_is_cholesky_of_the_covariance_and_its_averages_have_no_bias() 
     big = torch.randn(100_000, 3, generator=gen) @ mix.T + 5
     np.testing.assert_allclose(np.cov(white(big).numpy().T), np.eye(3), atol=0.15)
     white.train().track_running_stats = False
-    kept = white.square.clone()
-    assert torch.equal(white(y), white.eval()(y)) and torch.equal(white.square, kept), "held still"
+    kept = white.cov.clone()
+    assert torch.equal(white(y), white.eval()(y)) and torch.equal(white.cov, kept), "held still"
+
+
+def test_whitened_survives_vectors_that_are_alike_or_far_away() -> None:
+    """Zero covariance, one of rank 1, and a mean ten thousand deviations away: finite values and gradients, in evaluation too."""
+    gen = torch.Generator().manual_seed(0)
+    for y in (torch.ones(50, 4), torch.randn(50, 1, generator=gen).expand(50, 4), 100 + 0.01 * torch.randn(50, 4, generator=gen)):
+        white, y = Whitened(4), y.clone().requires_grad_()
+        out = white(y)
+        grad, = torch.autograd.grad(out.square().sum() + out.sum(), y)
+        assert out.isfinite().all() and grad.isfinite().all()
+        assert white.eval()(y).isfinite().all()
 
 
 def test_whitened_against_differences() -> None:

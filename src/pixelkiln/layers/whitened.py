@@ -11,6 +11,7 @@ __all__ = ["Whitened"]
 
 DECAY = 0.99  # of the moving averages
 RIDGE = 1e-5  # of the mean variance, added to all
+LEAST = 1e-8  # and this, for vectors that are all alike
 
 
 @final
@@ -24,14 +25,14 @@ class Whitened(nn.Module):
     """
 
     mean: Tensor
-    square: Tensor
+    cov: Tensor
     age: Tensor
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.track_running_stats = True
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("square", torch.zeros(dim, dim))
+        self.register_buffer("cov", torch.zeros(dim, dim))
         self.register_buffer("age", torch.zeros(()))  # 1 - DECAY^t
 
     def forward(self, y: Tensor) -> Tensor:
@@ -40,17 +41,17 @@ class Whitened(nn.Module):
         if self.training and self.track_running_stats:
             mean = y.mean(0)
             cov = (y - mean).T @ (y - mean) / len(y)
-            self._keep(mean.detach(), (y.T @ y / len(y)).detach())
+            self._keep(mean.detach(), cov.detach())
         else:
             age = self.age.clamp_min(1 - DECAY)
             mean = self.mean / age
-            cov = torch.where(self.age > 0, self.square / age - torch.outer(mean, mean), eye)
-        ridge = RIDGE * cov.trace() / len(mean) + torch.finfo(torch.float32).tiny  # all alike: 0
+            cov = torch.where(self.age > 0, self.cov / age, eye)
+        ridge = RIDGE * cov.trace() / len(mean) + LEAST
         out: Tensor = torch.linalg.solve_triangular(torch.linalg.cholesky(cov + ridge * eye), (y - mean).T, upper=False).T
         return out
 
     @torch.no_grad()
-    def _keep(self, mean: Tensor, square: Tensor) -> None:
-        """A step of the averages."""
-        for kept, new in ((self.mean, mean), (self.square, square), (self.age, torch.ones_like(self.age))):
+    def _keep(self, mean: Tensor, cov: Tensor) -> None:
+        """A step of the averages. That of covariances has no negative eigenvalue, as one of squares less the squared mean may have by rounding."""
+        for kept, new in ((self.mean, mean), (self.cov, cov), (self.age, torch.ones_like(self.age))):
             kept.lerp_(new, 1 - DECAY)
