@@ -91,7 +91,9 @@ def test_state_moves_in_training_only_and_only_in_the_row_that_owns_it(config: C
         assert not moves("another row")
     with only(holder, ("quantizer",)):
         assert moves("its own row")
+    before = {k: v.clone() for k, v in q.state_dict().items()}
     q.indices(images(seed=1))
+    assert all(torch.equal(v, before[k]) for k, v in q.state_dict().items()), "asked for numbers in the middle of training"
     q.eval()
     assert not moves("evaluation")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -126,7 +126,7 @@ class Quantizer(nn.Module, ABC):
 
     def indices(self, z: Tensor) -> Tensor:
         """Numbers of the codes, (B, L, h, w); nothing moves."""
-        all_of_it = [m for m in self.modules() if isinstance(m, Quantizer)]
+        all_of_it: list[Any] = [m for m in self.modules() if hasattr(m, "track_running_stats")]
         was = [m.track_running_stats for m in all_of_it]
         for m in all_of_it:
             m.track_running_stats = False
