@@ -152,5 +152,5 @@ def vqgan(size: Size = "small") -> Recipe:
         family="codebook",
         paper="Esser, Rombach, Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv 2012.09841",
         summary="a VQ-VAE whose decoder must convince a discriminator of patches: sharp codes for code-prior",
-        expect=on_mnist(size, "vqgan --model.codebook.codes 1024", "90s", "avx2", psnr=24.1),
+        expect=on_mnist(size, "vqgan --model.codebook.codes 1024", "90s", "avx2", psnr=22.1),
     )
