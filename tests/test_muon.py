@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelkiln.core.recipe import OptConfig
+from pixelkiln.core.types import UserError
 from pixelkiln.engine.muon import is_matrix, orthogonal
 from pixelkiln.engine.optim import build, pack, unpack
 
@@ -87,3 +88,20 @@ def test_its_state_is_saved_and_restored_and_weights_without_gradient_stay() -> 
     build(CONFIG, idle).step()
     for a, b in zip(idle, weights, strict=True):
         assert torch.equal(a, b)
+
+
+def test_matrices_are_adams_where_the_recipe_says_so() -> None:
+    weights, grads = drawn((24, 40), (32, 16), (40, 24), (7,))
+    names = ["net.table.weight", "net.tables.weight", "net.heads.0.weight", "net.gain"]
+    config = OptConfig("muon", lr=3e-3, betas=(0.9, 0.99), adam=("net.table", "net.heads"))
+    ours, adam, muon = ([nn.Parameter(w.clone()) for w in weights] for _ in range(3))
+    opt = build(config, ours, names)
+    run(opt, ours, grads)
+    run(torch.optim.Adam(adam, 3e-3, (0.9, 0.99), 1e-8), adam, grads)
+    run(build(CONFIG, muon), muon, grads)
+    for i, alone in enumerate((adam, muon, adam, adam)):
+        torch.testing.assert_close(ours[i], alone[i])
+    again = [nn.Parameter(w.clone()) for w in weights]
+    unpack({"main": build(config, again, names)}, pack({"main": opt}))
+    with pytest.raises(UserError, match=r"'net.tabl' is no part of the nets: they have net.table, net.tables, net.heads, net.gain"):
+        build(OptConfig("muon", adam=("net.tabl",)), ours, names)

@@ -34,6 +34,7 @@ class OptConfig:
     """One optimiser. The learning rate at a step is a pure function: warm-up, then the decay to `final` times the rate."""
 
     kind: Literal["adam", "adamw", "rmsprop", "sgd", "muon"] = "adam"
+    adam: tuple[str, ...] = ()  # with muon: parts of the nets whose matrices are Adam's, tables and heads (net.table)
     lr: float = 2e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8

@@ -83,7 +83,7 @@ class Trainer:
             if name not in config.opts:
                 raise ValueError(f"the recipe has no optimiser {name!r} for its updates: it has {', '.join(config.opts)}")
         self.owned = {name: list(params.values()) for name, params in owned.items()}
-        self.opts = {name: build(config.opts[name], params) for name, params in self.owned.items()}
+        self.opts = {name: build(config.opts[name], params.values(), list(params)) for name, params in owned.items()}
         self.average = Average(method, method.averaged, config.ema) if config.ema and method.averaged else None
         self.others = {row.nets: others(method, row.nets) for row in self.rows}  # walked through once: it takes as long as a small step
         self.modules = list(method.modules())

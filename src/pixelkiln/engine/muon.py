@@ -61,17 +61,23 @@ def _polar(gram: Tensor, steps: int) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """The optimizer. betas: Adam's, of what is no matrix; the matrices' momentum is 0.95."""
+    """The optimizer. betas: Adam's, of what is no matrix or in a group with "adam"; the matrices' momentum is 0.95.
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    Tables of vectors and the last layer, before a softmax, are better Adam's (Jordan et al. 2024). After 200 steps of `code-prior` on MNIST: 3.61 nats
+    a code with all matrices by Muon, 3.48 with the table by Adam, 3.37 with the table and the last layer.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+        super().__init__(params, {"adam": False, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step for all weights that have a gradient."""
         for group in self.param_groups:
             found = [p for p in group["params"] if p.grad is not None]
-            for weights, change in (([p for p in found if is_matrix(p)], self._matrices), ([p for p in found if not is_matrix(p)], self._adam)):
+            taken = [not group["adam"] and is_matrix(p) for p in found]
+            for side, change in ((True, self._matrices), (False, self._adam)):
+                weights = [p for p, matrix in zip(found, taken, strict=True) if matrix == side]
                 if weights:
                     change(weights, group)
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.recipe import OptConfig
-from ..core.types import Moment
+from ..core.types import Moment, UserError
 from .muon import Muon
 
 __all__ = ["build", "lr_at", "pack", "settle", "unpack"]
 
 
-def build(config: OptConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser, fused where the device has it."""
+def build(config: OptConfig, parameters: Iterable[nn.Parameter], names: Sequence[str] = ()) -> torch.optim.Optimizer:
+    """The optimiser, fused where the device has it. names: of the parameters, for what `config.adam` says of them."""
     params = list(parameters)
     fused = all(p.device.type in ("cpu", "cuda") for p in params)
     if config.kind == "sgd":
@@ -24,9 +25,24 @@ def build(config: OptConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.
     if config.kind == "rmsprop":
         return torch.optim.RMSprop(params, config.lr, alpha=config.betas[1], eps=config.eps, weight_decay=config.weight_decay, momentum=config.betas[0])
     if config.kind == "muon":
-        return Muon(params, config.lr, config.betas, config.eps, config.weight_decay)
+        return Muon(_parted(config, params, names), config.lr, config.betas, config.eps, config.weight_decay)
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     return kind(params, config.lr, config.betas, config.eps, config.weight_decay, fused=fused)
+
+
+def _parted(config: OptConfig, params: Sequence[nn.Parameter], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The groups of Muon: what it takes, and what is Adam's by name, if any. UserError for a name that no parameter has."""
+    for part in config.adam:
+        if not any(_within(name, part) for name in names):
+            raise UserError(f"adam: {part!r} is no part of the nets: they have {', '.join(dict.fromkeys('.'.join(n.split('.')[:2]) for n in names))}")
+    named = [any(_within(name, part) for part in config.adam) for name in names] if config.adam else [False] * len(params)
+    groups = [{"params": [p for p, adam in zip(params, named, strict=True) if adam == side], "adam": side} for side in (False, True)]
+    return [g for g in groups if g["params"]]
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter is the part, or in it."""
+    return name == part or name.startswith(f"{part}.")
 
 
 def lr_at(config: OptConfig, moment: Moment) -> float:

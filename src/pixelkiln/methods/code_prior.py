@@ -133,14 +133,14 @@ def code_prior(size: Size = "small") -> Recipe:
     net = by_size(
         size,
         tiny=CausalConfig(width=32, depth=2, heads=2, dropout=0.0),
-        small=CausalConfig(width=192, depth=6, heads=3),
+        small=CausalConfig(width=128, depth=4, heads=4),
         base=CausalConfig(width=768, depth=12, heads=12),
     )
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=200_000),
-        batch=by_size(size, tiny=32, small=64, base=256),
-        opts={"main": OptConfig("adamw", lr=by_size(size, tiny=2e-3, small=1e-3, base=3e-4), betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=0.02,
-                                decay="cosine", final=0.02)},
+        batch=by_size(size, tiny=32, small=32, base=256),
+        opts={"main": OptConfig(by_size(size, tiny="muon", small="muon", base="adamw"), adam=("net.table", "net.heads"), lr=by_size(size, tiny=2e-2, small=2e-2, base=3e-4),
+                                betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=0.02, decay="cosine", final=0.02)},
         ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
     )
     return Recipe(
