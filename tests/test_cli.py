@@ -226,6 +226,7 @@ def test_help_is_complete_and_typed(capsys: pytest.CaptureFixture[str]) -> None:
         (("train", "no_such_file.py:recipe", "--data", "digits", "--out", "x"), "no such file"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--device", "tpu9"), "--device"),
         (("train", "ddpm", "--data", "digits", "--out", "x", "--train.batch", "30", "--train.accumulate", "4"), "does not divide"),
+        (("train", "flow", "--data", "digits", "--out", "x", "--size", "tiny", "--train.opts.main.kind", "muon", "--train.opts.main.adam", "net.hed"), "is no part of the nets"),
         (("sample", "nowhere", "--out", "g.png"), "no such run"),
         (("sample", ".", "--out", "g.jpeg"), ".png"),
         (("evaluate", "nowhere.npz", "--data", "digits"), "nowhere.npz"),

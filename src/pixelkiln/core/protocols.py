@@ -64,6 +64,8 @@ class Method(nn.Module, ABC):
             if not isinstance(self.parents[role], protocol):
                 kind = type(self.parents[role]).__name__
                 raise UserError(f"parent {role!r} must be a {protocol.__name__.lower()}, and {kind} is not one: give another run")
+            if issubclass(protocol, Codec) and self.parents[role].shape != info.shape:
+                raise UserError(f"parent {role!r} has images of {tuple(self.parents[role].shape)}, and these are {tuple(info.shape)}: give the data that it was trained on")
         for parent in self.parents.values():
             parent.requires_grad_(False).eval()
 

@@ -19,7 +19,7 @@ from .optim import build, lr_at, pack, settle, unpack
 from .parallel import Buffers
 from .where import Where
 
-__all__ = ["Diverged", "Trainer", "only"]
+__all__ = ["Diverged", "Trainer", "only", "optimizers"]
 
 
 class Diverged(RuntimeError):
@@ -59,6 +59,20 @@ def still(parameters: Iterable[nn.Parameter], norms: Iterable[Any]) -> Iterator[
             m.track_running_stats = True
 
 
+def optimizers(method: Method, config: TrainConfig) -> tuple[dict[str, list[nn.Parameter]], dict[str, torch.optim.Optimizer]]:
+    """The parameters of each optimiser that the method's updates name, and the optimisers. Errors: ValueError for one that the recipe has not, UserError."""
+    rows = [row for row in method.updates() if isinstance(row, Update)]
+    owned: dict[str, dict[str, nn.Parameter]] = {row.opt: {} for row in rows}
+    for row in rows:
+        for net in row.nets:
+            owned[row.opt] |= {f"{net}.{n}": p for n, p in getattr(method, net).named_parameters()}
+    for name in owned:
+        if name not in config.opts:
+            raise ValueError(f"the recipe has no optimiser {name!r} for its updates: it has {', '.join(config.opts)}")
+    built = {name: build(config.opts[name], params.values(), list(params)) for name, params in owned.items()}
+    return {name: list(params.values()) for name, params in owned.items()}, built
+
+
 class Trainer:
     """A method, its optimisers and its averaged weights, moving together from step to step.
 
@@ -75,15 +89,7 @@ class Trainer:
         if self.rows and not self.rows[0].fresh:
             raise ValueError("the first update must draw a fresh batch")
         self.fresh = sum(row.repeat for row in self.rows if row.fresh)
-        owned: dict[str, dict[str, nn.Parameter]] = {row.opt: {} for row in self.rows}
-        for row in self.rows:
-            for net in row.nets:
-                owned[row.opt] |= {f"{net}.{n}": p for n, p in getattr(method, net).named_parameters()}
-        for name in owned:
-            if name not in config.opts:
-                raise ValueError(f"the recipe has no optimiser {name!r} for its updates: it has {', '.join(config.opts)}")
-        self.owned = {name: list(params.values()) for name, params in owned.items()}
-        self.opts = {name: build(config.opts[name], params.values(), list(params)) for name, params in owned.items()}
+        self.owned, self.opts = optimizers(method, config)
         self.average = Average(method, method.averaged, config.ema) if config.ema and method.averaged else None
         self.others = {row.nets: others(method, row.nets) for row in self.rows}  # walked through once: it takes as long as a small step
         self.modules = list(method.modules())

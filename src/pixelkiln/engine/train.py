@@ -24,6 +24,7 @@ from ..data import ImageSet, Streamed
 from .access import Access
 from .build import load_method, make, parent_digest, resolve, versions
 from .log import Log
+from .loop import optimizers
 from .plan import Budget, Order, plan
 from .session import execute
 from .watch import chosen
@@ -99,6 +100,7 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
     if facts is None:
         trains = any(isinstance(row, Update) for row in method.updates())
         if trains:
+            optimizers(method, stage.train)  # what they refuse, before anything is written
             parts = math.lcm(stage.train.accumulate, team.size)
             recipe, stage = _changed(recipe, replace(stage, train=replace(stage.train, accumulate=parts)))
         with compilable(where, order.recipe):

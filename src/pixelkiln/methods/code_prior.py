@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.protocols import Likelihood, Method, Score, Tokenizer, Update
-from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size, on_mnist
 from ..core.rng import streams
 from ..core.types import Ability, Batch, Condition, DataInfo, Moment, Request, UserError
 from ..nets.causal import Cache, Causal, CausalConfig
@@ -48,6 +48,7 @@ class CodePriorConfig:
 class CodePrior(Method, Likelihood):
     """net: codes so far and the class's vector -> logits of the next code; condition: class -> vector."""
 
+    abilities = frozenset({Ability.LABEL, Ability.GUIDANCE, Ability.TEMPERATURE, Ability.TOP_K, Ability.TOP_P})
     averaged = ("net", "condition")
     roles = {"codec": Tokenizer}
 
@@ -55,11 +56,9 @@ class CodePrior(Method, Likelihood):
         super().__init__(info, parents)
         codec = self.parents["codec"]
         assert isinstance(codec, Tokenizer)
-        if codec.shape != info.shape:
-            raise UserError(f"the codec has images of {tuple(codec.shape)}, and these are {tuple(info.shape)}: give the data that it was trained on")
         self.config, self.codec = config, [codec]  # in a list: it is no net of ours
-        knobs = {Ability.TEMPERATURE, Ability.TOP_K, Ability.TOP_P}
-        self.abilities = frozenset(knobs | ({Ability.LABEL, Ability.GUIDANCE} if info.classes else set()))
+        if not info.classes:
+            self.abilities = self.abilities - {Ability.LABEL, Ability.GUIDANCE}
         self.condition = Conditioner(len(info.classes), config.net.width, config.drop)
         self.net = Causal(codec.vocabulary, [h * w for h, w in codec.grids], config.net)
 
@@ -148,4 +147,6 @@ def code_prior(size: Size = "small") -> Recipe:
         family="codebook",
         paper="Esser, Rombach, Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv 2012.09841",
         summary="a transformer that writes the codes of a trained codec one after the other",
+        expect=on_mnist(size, "vqvae --model.codebook.codes 1024 --data mnist --out V --budget 90s; pixelkiln train code-prior --parent codec=V --model.net.dropout 0",
+                        "10m", "avx2", fd=2.6),
     )

@@ -96,6 +96,7 @@ class Codes(NamedTuple):
 class LatentPrior(Method, Latent, Likelihood):
     """density: a `Mixture`, or a `FlowDensity`."""
 
+    abilities = frozenset({Ability.LABEL})
     roles = {"codec": Codec}
     num_images = 10_000
 
@@ -103,15 +104,13 @@ class LatentPrior(Method, Latent, Likelihood):
         super().__init__(info, parents)
         codec = self.parents["codec"]
         assert isinstance(codec, Codec)
-        if codec.shape != info.shape:
-            raise UserError(f"the codec has images of {tuple(codec.shape)}, and these are {tuple(info.shape)}: give the data that it was trained on")
         self.config, self.codec = config, [codec]  # in a list: it is no net of ours
         self.labeled = isinstance(codec, Posterior) and Ability.LABEL in codec.abilities  # the codec itself takes labels
         if self.labeled and codec.info.classes != info.classes:
             raise UserError("the codec takes labels of other classes than these images have: give the data that it was trained on")
         by_class = self.labeled or (config.by_class and not isinstance(config.density, NormalConfig))
         self.classes = len(info.classes) if by_class else 0
-        self.abilities = frozenset({Ability.LABEL} if self.classes else ())
+        self.abilities = self.abilities if self.classes else frozenset()
         mean, log_var = self.posterior(torch.zeros(1, *info.shape, device=codec.device), None)
         if mean.ndim != 2 or not mean.is_floating_point():
             raise UserError("a code of this codec is no vector: give a run with one, such as a vae's (for codebooks there is code-prior)")
