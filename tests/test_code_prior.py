@@ -13,13 +13,17 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixelkiln.core.catalog import builtin
-from pixelkiln.core.types import Condition, DataInfo, ImageShape, Request, UserError
+from pixelkiln.core.protocols import Method, Tokenizer
+from pixelkiln.core.types import Batch, Condition, DataInfo, ImageShape, Request, UserError
 from pixelkiln.engine.build import make
+from pixelkiln.engine.loop import Trainer
+from pixelkiln.engine.where import Where
 from pixelkiln.methods.code_prior import CodePrior
 from pixelkiln.nets.causal import Cache, Causal, CausalConfig
 from pixelkiln.solvers.categorical import guided_logits, kept, pick, probabilities
 
 INFO = DataInfo(ImageShape(1, 8, 8), ("a", "b", "c"))
+WHERE = Where("cpu", "fp32", False, torch.get_num_threads())
 
 
 def net(vocabulary: int = 7, lengths: tuple[int, ...] = (4, 6), depth: int = 3) -> Causal:
@@ -235,6 +239,67 @@ def test_the_knobs_change_samples_and_bad_ones_are_refused() -> None:
     for name, value in (("temperature", -1.0), ("top_k", 0), ("top_p", 0.0), ("top_p", 1.5)):
         with pytest.raises(UserError, match=name):
             made.sample(replace(usual, **{name: value}))
+
+
+class Levels(Method, Tokenizer):
+    """A codec whose codes are the levels of the pixels, 16 of them."""
+
+    generates = False
+
+    def __init__(self, info: DataInfo) -> None:
+        super().__init__(info)
+        self.vocabulary, self.grids = 16, ((info.shape.height, info.shape.width),)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def tokens(self, x: Tensor) -> Tensor:
+        return ((x.flatten(1) + 1) * 7.5).round().long()
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        return tokens.view(len(tokens), *self.shape) / 7.5 - 1
+
+    def draw(self, request: Request) -> Tensor:
+        raise AssertionError
+
+
+def chains(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Codes (n, 25) and classes y (n,): the next code is the last one plus 1 + 2 y, around 16, but for 15 %, which are any code."""
+    gen = torch.Generator().manual_seed(seed)
+    y, codes = torch.randint(3, (n,), generator=gen), torch.randint(16, (n, 25), generator=gen)
+    free = torch.rand(n, 25, generator=gen) < 0.15
+    for i in range(1, 25):
+        codes[:, i] = torch.where(free[:, i], codes[:, i], (codes[:, i - 1] + 1 + 2 * y) % 16)
+    return codes, y
+
+
+def test_a_chain_is_learned_up_to_its_entropy_and_written_as_its_class_has_it() -> None:
+    info = DataInfo(ImageShape(1, 5, 5), INFO.classes)
+    codec, stage, steps = Levels(info), builtin()["code-prior"]("tiny").last, 200
+    made = make(stage, info, {"codec": codec}, 0)
+    assert isinstance(made, CodePrior)
+
+    def draw(d: int, i: int, n: int) -> Batch:
+        codes, y = chains(32, d)
+        return Batch(codec.from_tokens(codes), Condition(label=y))
+
+    trainer = Trainer(made, stage.train, draw, 0, steps, WHERE)
+    for k in range(steps):
+        trainer.step(k)
+    made.eval()
+    q = 0.15 / 16
+    entropy = (np.log(16) - 24 * ((0.85 + q) * np.log(0.85 + q) + 15 * q * np.log(q))) / 25  # nats a code: the first, then 24 others
+    codes, y = chains(500, -1)
+    with torch.no_grad():
+        nats = -made.log_codes(codes, Condition(label=y)).mean() / 25
+    assert abs(nats - entropy) < 0.03, (nats, entropy)
+    y = torch.arange(300) % 3
+    written = codec.tokens(made.sample(Request(seeds=tuple(range(300)), cond=Condition(label=y))))
+    follows = (written[:, 1:] == (written[:, :-1] + 1 + 2 * y[:, None]) % 16).float().mean()
+    assert abs(follows - 0.85 - q) < 0.02, follows
 
 
 def test_a_codec_of_other_images_is_refused() -> None:

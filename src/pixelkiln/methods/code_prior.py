@@ -138,8 +138,9 @@ def code_prior(size: Size = "small") -> Recipe:
     train = TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=200_000),
         batch=by_size(size, tiny=32, small=32, base=256),
-        opts={"main": OptConfig(by_size(size, tiny="muon", small="muon", base="adamw"), adam=("net.table", "net.heads"), lr=by_size(size, tiny=2e-2, small=2e-2, base=3e-4),
-                                betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=0.02, decay="cosine", final=0.02)},
+        opts={"main": OptConfig(by_size(size, tiny="muon", small="muon", base="adamw"), adam=("net.table", "net.heads", "condition"),
+                                lr=by_size(size, tiny=2e-2, small=2e-2, base=3e-4), betas=(0.9, 0.95), weight_decay=0.05, clip=1.0, warmup=0.02,
+                                decay="cosine", final=0.02)},
         ema=EmaConfig(half_life=by_size(size, tiny=2_000, small=50_000, base=1_000_000)),
     )
     return Recipe(
