@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from scipy.stats import chisquare
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from commands import TINY, pixelkiln
 from pixelkiln.core.catalog import builtin
 from pixelkiln.core.protocols import Method, Tokenizer
 from pixelkiln.core.types import Batch, Condition, DataInfo, ImageShape, Request, UserError
+from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import make
 from pixelkiln.engine.loop import Trainer
 from pixelkiln.engine.where import Where
@@ -300,6 +303,55 @@ def test_a_chain_is_learned_up_to_its_entropy_and_written_as_its_class_has_it() 
     written = codec.tokens(made.sample(Request(seeds=tuple(range(300)), cond=Condition(label=y))))
     follows = (written[:, 1:] == (written[:, :-1] + 1 + 2 * y[:, None]) % 16).float().mean()
     assert abs(follows - 0.85 - q) < 0.02, follows
+
+
+def test_codes_that_are_kept_are_the_codecs_and_each_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = prior()
+    codec, seen = plain.codec[0], []
+    made = CodePrior(INFO, replace(plain.config, cache=True), {"codec": codec})  # type: ignore[dict-item]
+    images = torch.rand(7, 1, 8, 8) * 2 - 1
+    expected = codec.tokens(images)
+    tokens = codec.tokens
+    monkeypatch.setattr(codec, "tokens", lambda x: seen.append(len(x)) or tokens(x))
+    for rows in ([2, 0, 2], [0, 6, 1], [5, 6, 2], [4, 3, 1], [0, 1, 2, 3, 4, 5, 6]):
+        index = torch.tensor(rows)
+        assert torch.equal(made.codes_of(Batch(images[index], index=index)), expected[index])
+        assert torch.equal(plain.codes_of(Batch(images[index], index=index)), expected[index])
+    assert seen.count(1) == 8, "seven images, one of them twice in the batch that it came with first"
+    made.codes_of(Batch(images))
+    assert seen[-1] == 7, "images of which nobody says which they are"
+
+
+def test_training_on_kept_codes_goes_on_bit_for_bit() -> None:
+    data, stage = open_source("digits", builtin()["vqvae"]("tiny").last.data, "train"), builtin()["code-prior"]("tiny").last
+    stage = replace(stage, model=replace(stage.model, cache=True))
+    codec = make(builtin()["vqvae"]("tiny").last, data.info, {}, 1)
+
+    def fresh(seed: int) -> Trainer:
+        return Trainer(make(stage, data.info, {"codec": codec}, seed), stage.train, Feed(data, stage.train.batch, stage.data, 0).batch, 0, 6, WHERE)
+
+    whole, half, rest = fresh(0), fresh(0), fresh(5)
+    for k in range(6):
+        whole.step(k)
+    for k in range(3):
+        half.step(k)
+    groups = {g: {k: v.clone() for k, v in t.items()} for g, t in half.groups().items()}
+    rest.restore(lambda g: groups[g], half.seen())
+    for k in range(3, 6):
+        rest.step(k)
+    for group, tensors in whole.groups().items():
+        for key, value in tensors.items():
+            assert torch.equal(value, rest.groups()[group][key]), f"{group}: {key}"
+
+
+def test_codes_are_not_kept_of_images_that_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    codec, out = tmp_path / "codec", tmp_path / "prior"
+    assert pixelkiln("train", "vqvae", "--data", "digits", "--steps", 2, "--out", codec, *TINY) == 0
+    words = ("train", "code-prior", "--parent", f"codec={codec}", "--steps", 2, "--out", out, "--model.cache", "true", *TINY)
+    assert pixelkiln(*words, "--data.flip", "true") == 2
+    assert "leave out --data.flip" in capsys.readouterr().err
+    assert not out.exists()
+    assert pixelkiln(*words) == 0
 
 
 def test_a_codec_of_other_images_is_refused() -> None:

@@ -52,6 +52,7 @@ class Method(nn.Module, ABC):
     abilities: frozenset[Ability] = frozenset()
     averaged: tuple[str, ...] = ()
     roles: Mapping[str, type] = {}  # parent's role -> the protocol that it must have
+    still: bool = False  # True: it keeps what it made of each training image, so that images must not be augmented
     generates: bool = True  # False: `draw` refuses, as the method only serves others as a parent
 
     def __init__(self, info: DataInfo, parents: Mapping[str, Method] | None = None) -> None:

@@ -28,6 +28,11 @@ class DataConfig:
     crop: float = 1.0  # cut at random to a window with sides of this share at least, enlarged again
     translate: int = 0  # shift at random by up to so many pixels (edge repeated)
 
+    @property
+    def moves(self) -> bool:
+        """Whether images change at random from one time to the next."""
+        return self.flip or self.crop < 1 or self.translate > 0
+
 
 @dataclass(frozen=True)
 class OptConfig:

@@ -34,7 +34,7 @@ def draw_moves(positions: Tensor, config: DataConfig, seed: int) -> Moves | None
 
     flip with probability 1/2; size uniform in crop..1 and the window uniform where it fits; shift uniform in -translate..translate.
     """
-    if not (config.flip or config.translate or config.crop < 1):
+    if not config.moves:
         return None
 
     def draw(name: str) -> Tensor:

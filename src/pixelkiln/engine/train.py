@@ -101,6 +101,8 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         trains = any(isinstance(row, Update) for row in method.updates())
         if trains:
             optimizers(method, stage.train)  # what they refuse, before anything is written
+            if method.still and stage.data.moves:
+                raise UserError(f"{order.recipe} is to keep the codes of each image, which is then to stay as it is: leave out --data.flip, crop and translate, or --model.cache")
             parts = math.lcm(stage.train.accumulate, team.size)
             recipe, stage = _changed(recipe, replace(stage, train=replace(stage.train, accumulate=parts)))
         with compilable(where, order.recipe):

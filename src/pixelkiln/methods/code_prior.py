@@ -38,6 +38,7 @@ class CodePriorConfig:
 
     net: CausalConfig = field(default_factory=CausalConfig)
     drop: float = 0.1  # share of samples that lose their class
+    cache: bool = False  # encode each training image once; for images that are not augmented
     guidance: float = 1.0
     temperature: float = 1.0
     top_k: int | None = None
@@ -57,6 +58,8 @@ class CodePrior(Method, Likelihood):
         codec = self.parents["codec"]
         assert isinstance(codec, Tokenizer)
         self.config, self.codec = config, [codec]  # in a list: it is no net of ours
+        self.still = config.cache
+        self.kept: Tensor | None = None  # (images, N) int32, -1 where nothing is known yet; made anew by a resumed run
         if not info.classes:
             self.abilities = self.abilities - {Ability.LABEL, Ability.GUIDANCE}
         self.condition = Conditioner(len(info.classes), config.net.width, config.drop)
@@ -68,11 +71,24 @@ class CodePrior(Method, Likelihood):
 
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """-log p(c | y) in nats per code."""
-        with torch.no_grad():
-            tokens = self.codec[0].tokens(batch.x)  # (B, N)
+        tokens = self.codes_of(batch)
         vec = self.condition(batch.cond, len(tokens)).vec
         nats = F.cross_entropy(self.net(tokens, vec).flatten(0, 1), tokens.flatten())
         return {"loss": nats, "nats_per_image": nats.detach() * tokens.shape[1]}
+
+    @torch.no_grad()
+    def codes_of(self, batch: Batch) -> Tensor:
+        """Codes (B, N) of training images. Those that are kept are made of an image by itself, so that they do not depend on what it came with."""
+        codec, rows = self.codec[0], batch.index
+        if not self.config.cache or rows is None:
+            return codec.tokens(batch.x)
+        known, need = 0 if self.kept is None else len(self.kept), int(rows.max()) + 1
+        if self.kept is None or need > known:
+            more = torch.full((max(need, 2 * known) - known, self.net.total), -1, dtype=torch.int32, device=rows.device)
+            self.kept = more if self.kept is None else torch.cat([self.kept, more])
+        for i in (self.kept[rows, 0] < 0).nonzero()[:, 0].tolist():
+            self.kept[rows[i]] = codec.tokens(batch.x[i : i + 1])[0].int()
+        return self.kept[rows].long()
 
     def log_codes(self, tokens: Tensor, cond: Condition) -> Tensor:
         """log p(c | condition), nats (B,), for codes (B, N)."""
