@@ -9,6 +9,7 @@ import torch
 
 from pixelkiln.core.types import Condition, Request
 from pixelkiln.engine.where import Where
+from resuming import apart
 from test_catalog import NAMES, request, trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -64,17 +65,7 @@ def test_draws_what_the_processor_draws(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ddpm", "edm2", "dit", "vae", "dcgan"])
 def test_a_resumed_run_is_the_unbroken_one(name: str) -> None:
-    whole, first, second = (trainer(name, where=at("fp32")) for _ in range(3))
-    for k in range(4):
-        whole.step(k)
-    for k in range(2):
-        first.step(k)
-    groups = {g: {k: v.clone() for k, v in t.items()} for g, t in first.groups().items()}
-    second.restore(lambda g: groups[g], first.seen())
-    for k in range(2, 4):
-        second.step(k)
-    a, b = whole.groups(), second.groups()
-    wrong = [f"{g}: {k}" for g in a for k in a[g] if not torch.equal(a[g][k].cpu(), b[g][k].cpu())]
+    wrong = apart(*(trainer(name, where=at("fp32")) for _ in range(3)), at=2, end=4)
     assert not wrong, wrong[:3]
 
 

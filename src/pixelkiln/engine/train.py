@@ -102,7 +102,8 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
         if trains:
             optimizers(method, stage.train)  # what they refuse, before anything is written
             if method.still and stage.data.moves:
-                raise UserError(f"{order.recipe} is to keep the codes of each image, which is then to stay as it is: leave out --data.flip, crop and translate, or --model.cache")
+                raise UserError(f"{order.recipe} is to keep the codes of each image, and --data.flip, crop or translate, given here or to the run that it builds on, "
+                                "change it each time: leave out the one or the other")
             parts = math.lcm(stage.train.accumulate, team.size)
             recipe, stage = _changed(recipe, replace(stage, train=replace(stage.train, accumulate=parts)))
         with compilable(where, order.recipe):

@@ -164,6 +164,6 @@ def code_prior(size: Size = "small") -> Recipe:
         family="codebook",
         paper="Esser, Rombach, Ommer, Taming Transformers for High-Resolution Image Synthesis, 2021, arXiv 2012.09841",
         summary="a transformer that writes the codes of a trained codec one after the other",
-        expect=on_mnist(size, "vqvae --model.codebook.codes 1024 --data mnist --out V --budget 90s; pixelkiln train code-prior --parent codec=V --model.net.dropout 0",
+        expect=on_mnist(size, "vqvae --model.codebook.codes 1024 --data mnist --out V --budget 90s --threads 1; pixelkiln train code-prior --parent codec=V --model.net.dropout 0",
                         "10m", "avx2", fd=2.6),
     )
