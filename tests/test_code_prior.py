@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from commands import TINY, pixelkiln
 from pixelkiln.core.catalog import builtin
 from pixelkiln.core.protocols import Method, Tokenizer
+from pixelkiln.core.runs import Run
 from pixelkiln.core.types import Batch, Condition, DataInfo, ImageShape, Request, UserError
 from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import make
@@ -342,6 +343,19 @@ def test_codes_are_not_kept_of_images_that_change(tmp_path: Path, capsys: pytest
     assert "and --data.flip, crop or translate" in capsys.readouterr().err
     assert not out.exists()
     assert pixelkiln(*words) == 0
+
+
+def test_images_are_as_the_codec_has_them_but_for_what_is_said(tmp_path: Path) -> None:
+    codec = tmp_path / "codec"
+    assert pixelkiln("train", "vqvae", "--data", "digits", "--steps", 2, "--out", codec, *TINY, "--data.resolution", 12, "--data.translate", 1) == 0
+    words = ("train", "code-prior", "--parent", f"codec={codec}", "--steps", 2, *TINY)
+    for name, said, resolution, flip, translate in (("a", (), 12, False, 1), ("b", ("--data.flip", "true", "--data.translate", 0), 12, True, 0)):
+        out = tmp_path / name
+        assert pixelkiln(*words, *said, "--out", out) == 0
+        data = Run(out).read_recipe()["stages"][-1]["data"]
+        assert (data["resolution"], data["flip"], data["translate"]) == (resolution, flip, translate)
+        assert pixelkiln("train", "--resume", "--out", out, "--quiet") == 0
+        assert Run(out).read_recipe()["stages"][-1]["data"] == data
 
 
 def test_a_codec_of_other_images_is_refused() -> None:

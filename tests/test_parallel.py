@@ -204,6 +204,19 @@ def test_a_run_begun_alone_goes_on_in_two_but_not_in_three(tmp_path: Path, unbro
     same(out, unbroken)
 
 
+def test_two_processes_go_back_from_a_collapse_as_one(tmp_path: Path) -> None:
+    """Both see it, both go back to the checkpoint that one of them wrote, and draw the random numbers of the second try."""
+    words = ("--data", "digits", "--watch", "rollback", "--precision", "fp32", "--quiet", "--out")
+    collapsing = ("train", f"{HERE / 'toys.py'}:collapsing")
+    status, lines, err = torchrun("-m", "pixelkiln", *collapsing, *words, tmp_path / "two")
+    assert (status, lines) == (0, []), err
+    assert main([*collapsing, "--train.accumulate", "2", *words, str(tmp_path / "one")]) == 0
+    records = Run(tmp_path / "two").records()
+    assert [r for r in records if "rollback" in r] == [{"step": 100, "rollback": 50, "lr_factor": 0.5}]
+    assert Run(tmp_path / "two").checkpoint().state["watch"] == Run(tmp_path / "one").checkpoint().state["watch"]
+    same(tmp_path / "one", tmp_path / "two")
+
+
 def test_a_mistake_in_one_process_ends_all_with_its_reason(tmp_path: Path) -> None:
     status, lines, err = torchrun(*train(tmp_path / "r", "--model.wrong", "raise"))
     assert status == 1

@@ -12,6 +12,7 @@ from pixelkiln.core.protocols import Codec, Method, Update
 from pixelkiln.core.recipe import OptConfig, Recipe, Size, Stage, TrainConfig
 from pixelkiln.core.rng import noise, streams
 from pixelkiln.core.types import Batch, DataInfo, Moment, Request
+from pixelkiln.data import open_source
 from pixelkiln.methods.pca import PCA, pca
 
 
@@ -130,14 +131,12 @@ class Collapsing(Method):
         self.always = config.always
         self.net = nn.Linear(1, 1, bias=False)
         nn.init.constant_(self.net.weight, 1.001)
-        self.register_buffer("bank", torch.zeros(256, *info.shape))
+        self.register_buffer("bank", open_source("digits").images[:256] / 127.5 - 1)
 
     def updates(self) -> Sequence[Update]:
         return (Update("fall", ("net",), self.loss, opt="main"),)
 
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        if moment.step == 0:
-            self.bank.copy_(batch.x[:256])
         if self.always and moment.step >= 60:
             self.bank.zero_()
         weight, luck = self.net.weight.squeeze(), torch.randn(())

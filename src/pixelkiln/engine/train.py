@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,8 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
     parents = {role: load_method(path, code[role]) for role, path in roles.items() if path}
     methods = {role: method for role, (method, _) in parents.items()}
     for _, parent in parents.values():
-        if stage.data == DataConfig():  # nothing said: images as the run that it builds on has them
-            recipe, stage = _changed(recipe, replace(stage, data=parent.stage.data))
+        if facts is None:
+            recipe, stage = _changed(recipe, replace(stage, data=_data_after(parent.stage.data, recipe, stage, order.changes)))
         order = replace(order, source=order.source or parent.facts["data"]["source"])
     if not order.source:
         raise UserError("which images? add --data SRC: digits, glyphs, shapes, or a path to your own")
@@ -122,6 +122,14 @@ def _stage(order: Order, recipe: Recipe, stage: Stage, where: Where, log: Log, i
     with compilable(where, order.recipe):
         execute(run, stage, method, data, facts, where, log)
     return run
+
+
+def _data_after(parent: DataConfig, recipe: Recipe, stage: Stage, changes: Collection[str]) -> DataConfig:
+    """Images as the run that a stage builds on has them, but for what the command says; as the recipe has them, where it says anything."""
+    prefix = "data." if len(recipe.stages) == 1 else f"{stage.name}.data."
+    said = {f.name: getattr(stage.data, f.name) for f in fields(DataConfig) if prefix + f.name in changes}
+    by_recipe = replace(stage.data, **{name: getattr(DataConfig(), name) for name in said})
+    return replace(parent, **said) if by_recipe == DataConfig() else stage.data
 
 
 def _same(known: Mapping[str, Any], data: ImageSet) -> bool:
