@@ -268,6 +268,29 @@ def test_the_lazy_penalty_is_a_row_of_its_own_as_many_times_as_strong() -> None:
     assert num(rare["r1"]) == pytest.approx(num(once["r1"]))
 
 
+def test_eager_and_lazy_penalties_weigh_the_same_whatever_the_turns_of_d() -> None:
+    """Weights that stand still: the same sum over eight steps of three turns each."""
+    sums = []
+    for every in (1, 4):
+        t = trainer("wgan-gp", gradient=0.0, r1=1.0, r_every=every, critic_steps=3)
+        same, total = t.draw(0, 0, 1), 0.0
+        t.draw = lambda d, i, n, same=same: same
+        t.config = replace(t.config, opts={name: replace(opt, lr=0.0) for name, opt in t.config.opts.items()})
+        row = next(r for r in t.rows if r.name == ("d" if every == 1 else "r"))
+
+        def seen(b: Batch, moment: Moment, row: Any = row) -> Any:
+            nonlocal total
+            terms = row.loss(b, moment)
+            total += num(terms["r1"] if row.name == "d" else terms["loss"])
+            return terms
+
+        t.rows = [replace(r, loss=seen) if r is row else r for r in t.rows]
+        for k in range(8):
+            t.step(k)
+        sums.append(total)
+    assert sums[1] == pytest.approx(sums[0], rel=1e-5) and sums[0] > 0
+
+
 def test_the_lazy_penalty_shares_the_moments_of_the_discriminator() -> None:
     t = trainer("wgan-gp", gradient=0.0, r1=1.0, r_every=4, critic_steps=1)
     for k in range(5):
@@ -292,7 +315,7 @@ def test_penalties_fall_to_their_share(done: int, share: float) -> None:
 def test_the_automatic_gamma_is_that_of_the_whole_batch() -> None:
     """0.0002 H W / batch (StyleGAN2-ADA), also where the batch is cut into parts."""
     auto, fixed = game(r1=-1.0), game(r1=0.0002 * 64 / 64)
-    at = Moment(10, 100, 640)
+    at = Moment(0, 100, 0, 64)
     assert num(auto.r_loss(batch(64), at)["r1"]) == pytest.approx(num(fixed.r_loss(batch(64), at)["r1"]))
     assert num(auto.r_loss(batch(16), at)["r1"]) == pytest.approx(num(fixed.r_loss(batch(16), at)["r1"]))
     assert num(auto.r_loss(batch(64), NOW)["r1"]) == pytest.approx(num(fixed.r_loss(batch(64), NOW)["r1"]))

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pixelkiln.core.types import ImageShape
+from pixelkiln.nets.dcgan import DCGANNets, Generator
+from pixelkiln.nets.resgan import ResNets, res_nets
 from pixelkiln.objectives.game import matrices
 from pixelkiln.objectives.penalties import changed, difference_penalty, gradient_penalty, orthogonal, squared_gradient
 
@@ -166,6 +169,16 @@ def test_rows_of_a_transposed_convolution_are_its_outputs() -> None:
     with torch.no_grad():
         up.weight.copy_(torch.tensor([[3.0, 0.0], [4.0, 5.0]])[:, :, None, None])  # in, out: outputs (3, 4) and (0, 5)
     assert num(orthogonal(matrices(up))) == 2 * 20**2
+
+
+def test_embeddings_are_not_pushed_to_be_orthogonal_whatever_they_are() -> None:
+    """A table, and the maps of one-hot labels in conditional norms; the maps of an embedding are weights as others (BigGAN)."""
+    per_norm = [m.shape for m in matrices(Generator(ImageShape(1, 16, 16), 4, 10, DCGANNets(4, 4, condition="projection")))]
+    assert len(per_norm) == 3 and not any(tuple(s) == (8, 10) or tuple(s) == (4, 10) for s in per_norm)
+    for shared, extra in ((0, 0), (6, 2 * 2 * 2)):
+        net, _ = res_nets(ImageShape(1, 16, 16), 4, 10, ResNets(4, 4, shared=shared))
+        plain, _ = res_nets(ImageShape(1, 16, 16), 4, 0, ResNets(4, 4))
+        assert len(matrices(net)) == len(matrices(plain)) + extra
 
 
 def test_consistency_is_a_squared_difference_of_answers() -> None:

@@ -217,6 +217,16 @@ def test_compiled_networks_give_differences_and_no_second_derivatives() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in method.discriminator.parameters())
 
 
+@pytest.mark.parametrize(("sigma", "calls"), [(0.0, 2), (0.01, 4)])
+def test_differences_are_compiled_where_a_run_is_and_exact_penalties_are_not(monkeypatch: pytest.MonkeyPatch, sigma: float, calls: int) -> None:
+    """What `compile` sets is called for real and generated images, and for each penalty by differences."""
+    method, seen = game(replace(RULES, r_sigma=sigma)), []
+    method.discriminator._compiled_call_impl = lambda *a: seen.append(1) or method.discriminator.judge(*a)
+    fixed(method, monkeypatch)
+    method.d_loss(batch(), Moment(0, 10, 0))
+    assert len(seen) == calls
+
+
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("rules", [RULES, replace(RULES, r_sigma=0.01)], ids=["exact", "differences"])
 def test_a_compiled_run_takes_the_steps_of_an_eager_one(rules: Rules) -> None:

@@ -66,6 +66,19 @@ def test_conditional_batch_norm_against_loops() -> None:
     same_gradients(norm(h, c), torch.stack(rows).view(5, 3, 2, 4), [h, c, a, b])
 
 
+def test_conditional_batch_norm_has_the_second_gradients_of_differences() -> None:
+    norm = ConditionalBatchNorm(2, 3).double().train()
+    with torch.no_grad():
+        norm.gain.weight.copy_(rand(2, 3, seed=1))
+        norm.shift.weight.copy_(rand(2, 3, seed=2))
+
+    def run(h: Tensor, c: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        return torch.func.functional_call(norm, {"gain.weight": gain, "shift.weight": shift}, (h, c))
+
+    inputs = [x.detach().requires_grad_() for x in (rand(3, 2, 1, 2, seed=3), rand(3, 3, seed=4), norm.gain.weight, norm.shift.weight)]
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
 def test_projection_logits_against_loops() -> None:
     judge = Judge(nn.Flatten(), 6, ImageShape(1, 2, 3), 4, "projection").double()
     x, label = rand(5, 1, 2, 3).requires_grad_(), torch.tensor([0, 3, 1, 1, 2])

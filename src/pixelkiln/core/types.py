@@ -117,11 +117,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Moment:
-    """Where training stands: everything scheduled is a pure function of it. step counts from 0 up to total; images = step * batch."""
+    """Where training stands: everything scheduled is a pure function of it. step counts from 0 up to total; images = step * batch; batch: images of
+    a step, all parts of all processes (0: nobody says)."""
 
     step: int
     total: int
     images: int
+    batch: int = 0
 
     @property
     def progress(self) -> float:

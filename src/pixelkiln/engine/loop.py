@@ -108,7 +108,7 @@ class Trainer:
 
     def step(self, k: int) -> None:
         """Step number k (from 0): every row that is due."""
-        moment = Moment(k, self.total, k * self.config.batch)
+        moment = Moment(k, self.total, k * self.config.batch, self.config.batch)
         if not all(m.training for m in self.modules):
             self.method.train()
         terms: dict[str, Tensor] = {}

@@ -64,7 +64,7 @@ def biggan(size: Size = "small") -> Recipe:
         reference=by_size(size, tiny=64, small=256, base=512),
     )
     d, g = (replace(adam(size, small=small, base=base, betas=(0.0, 0.999)), eps=1e-6) for small, base in ((1e-3, 2e-4), (1e-3, 5e-5)))
-    train = training(size, d=d, g=g, batch=2048, steps=100_000, half_life=14_000_000.0)  # 0.9999 a step of 2048
+    train = training(size, d=d, g=g, batch=2048, steps=100_000, half_life=14_190_000.0, ramp=1.0)  # 0.9999 a step of 2048
     return Recipe(
         stages=(Stage(BigGAN, model, data_for(size), replace(train, accumulate=by_size(size, tiny=1, small=1, base=16))),),
         family="gan",

@@ -54,7 +54,7 @@ def r3gan(size: Size = "small") -> Recipe:
     rate = replace(adam(size, small=1e-3, base=2e-4, betas=(0.0, 0.99)), decay="cosine", final=0.25)
     data = by_size(size, tiny=data_for("tiny"), small=data_for("small"), base=DataConfig(resolution=32))
     return Recipe(
-        stages=(Stage(R3GAN, model, data, training(size, d=rate, g=rate, batch=512, steps=40_000, half_life=500_000.0)),),
+        stages=(Stage(R3GAN, model, data, training(size, d=rate, g=rate, batch=512, steps=40_000, half_life=500_000.0, ramp=0.05)),),
         family="gan",
         paper="Huang, Gokaslan, Kuleshov, Tompkin, The GAN is dead; long live the GAN! A Modern Baseline GAN, 2025, arXiv 2501.05441",
         summary="relativistic GAN with both gradient penalties on residual networks",

@@ -13,7 +13,9 @@ from torch.nn.utils import parametrize
 from ..core.types import ImageShape, UserError
 from ..layers.batchnorm import ConditionalBatchNorm
 from ..layers.conv import Conv2d, ConvTranspose2d
+from ..layers.minibatch import MinibatchDeviation
 from ..layers.spectral import spectral
+from ..layers.weightnorm import weight_normed
 from .judge import Condition, Judge, joined, planes
 
 __all__ = ["DCGANNets", "Generator", "dcgan_nets", "stem"]
@@ -54,7 +56,8 @@ class DCGANNets:
 
     g_width: int = 64  # generator's channels at half the resolution, doubled at each lower one
     d_width: int = 64  # discriminator's, likewise
-    norm: Literal["batch", "layer", "spectral", "none"] = "batch"  # of the discriminator; a gradient penalty forbids batch
+    norm: Literal["batch", "layer", "spectral", "weight", "none"] = "batch"  # of the discriminator; a gradient penalty forbids batch
+    minibatch: int = 0  # images of a group whose deviation is one more channel of the discriminator's last features; 0: none
     condition: Condition = "none"  # where a label enters; projection: into G's BatchNorms, too
 
 
@@ -80,7 +83,7 @@ class Generator(nn.Module):
 
     def norm(self, channels: int) -> nn.Module:
         """After a convolution."""
-        return ConditionalBatchNorm(channels, self.classes) if self.by_norm else nn.BatchNorm2d(channels)
+        return ConditionalBatchNorm(channels, self.classes, embeds=True) if self.by_norm else nn.BatchNorm2d(channels)
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """z (n, d), label (n,) -> x (n, C, H, W)."""
@@ -102,13 +105,16 @@ def trunk(channels: int, shape: ImageShape, config: DCGANNets) -> tuple[nn.Modul
     """
     h, w, k = stem(shape)
     c = widths(config.d_width, k)
-    wrap: Callable[[nn.Module], nn.Module] = spectral if config.norm == "spectral" else lambda m: m
+    wraps: dict[str, Callable[[nn.Module], nn.Module]] = {"spectral": spectral, "weight": weight_normed}
+    wrap = wraps.get(config.norm, lambda m: m)
     blocks: list[nn.Module] = [wrap(Conv2d(channels, c[0], 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True)]
     for high, low in pairwise(c):
         norms: dict[str, list[nn.Module]] = {"batch": [nn.BatchNorm2d(low)], "layer": [nn.GroupNorm(1, low)]}
         norm = norms.get(config.norm, [])
         blocks += [wrap(Conv2d(high, low, 4, 2, 1, bias=not norm)), *norm, nn.LeakyReLU(0.2, inplace=True)]
-    return nn.Sequential(*blocks, nn.Flatten()), c[-1] * h * w, wrap
+    if config.minibatch:
+        blocks.append(MinibatchDeviation(config.minibatch))
+    return nn.Sequential(*blocks, nn.Flatten()), (c[-1] + (config.minibatch > 0)) * h * w, wrap
 
 
 def dcgan_nets(shape: ImageShape, latent: int, classes: int, config: DCGANNets) -> tuple[nn.Module, nn.Module]:

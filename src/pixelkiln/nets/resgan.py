@@ -121,7 +121,7 @@ class ResGenerator(nn.Module):
         def norm(channels: int) -> nn.Module:
             if not dim:
                 return nn.BatchNorm2d(channels)
-            found = ConditionalBatchNorm(channels, dim)
+            found = ConditionalBatchNorm(channels, dim, embeds)
             if not embeds:
                 found.gain, found.shift = wrap(found.gain), wrap(found.shift)
             return found

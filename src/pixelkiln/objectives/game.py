@@ -76,13 +76,14 @@ class Game(Method, Latent):
         return {"signs": signs(real, fake, self.rules.objective), "p": self.shown.p.clone()} if self.rules.augment == "ada" else {}
 
     def r_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        """The lazy penalty by itself, as many times as strong as it is rare (Karras et al. 2020, arXiv 1912.04958, section 4.1)."""
+        """The lazy penalty by itself, as many times as strong as it is rarer than D's turns (Karras et al. 2020, arXiv 1912.04958, section 4.1)."""
         label, fake = self.label_of(batch), batch.x
         if self.rules.r2:
             with torch.no_grad():
                 fake = self.generator(self.random_latents(len(batch.x)), label)
         costs = self.smoothness(batch.x, fake, label, moment)
-        return {"loss": self.rules.r_every * sum(costs.values(), torch.zeros((), device=self.device)), **parted(costs)}
+        rare = self.rules.r_every * self.rules.critic_steps
+        return {"loss": rare * sum(costs.values(), torch.zeros((), device=self.device)), **parted(costs)}
 
     def g_loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
         """L_G, and D's mean logit on the images that G is judged by."""
@@ -138,9 +139,9 @@ class Game(Method, Latent):
         return found
 
     def critic(self, label: Tensor | None, moment: Moment | None = None) -> Critic:
-        """D as a function of images alone (of a multiple of the labels' number, too), which it is shown as at that moment, or as they are. It is
-        never compiled: penalties differentiate it twice."""
-        judge: Any = self.discriminator.judge
+        """D as a function of images alone (of a multiple of the labels' number, too), which it is shown as at that moment, or as they are, and then
+        compiled where a run is (differences need no second derivative, which a compiled network has not)."""
+        judge: Any = self.discriminator if moment is None else self.discriminator.judge
 
         def run(x: Tensor) -> Tensor:
             labels = None if label is None else label.repeat(len(x) // len(label))
@@ -199,16 +200,23 @@ def exact(x: Tensor) -> torch.autocast:
 
 
 def whole(x: Tensor, moment: Moment) -> int:
-    """Images of a step, of which x (n, ...) may be a part (before the first step is over nobody knows)."""
-    return max(len(x), moment.images // max(moment.step, 1))
+    """Images of a step, of which x (n, ...) may be a part."""
+    return max(len(x), moment.batch)
 
 
 def matrices(net: nn.Module) -> list[Tensor]:
-    """Weights (out, ...) of convolutions and linear layers, embeddings left out (Brock et al. 2019, section 3.1); those that are trained, where a
-    spectral norm makes others of them (whose lengths no penalty could change)."""
-    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
-    found = [m.parametrizations["weight"].original if parametrize.is_parametrized(m, "weight") else m.weight for m in layers]  # type: ignore[index,union-attr]
+    """Weights (out, ...) of convolutions and linear layers, embeddings left out (Brock et al. 2019, section 3.1), as are the maps of one-hot labels
+    (`embeds`); those that are trained, where a spectral norm makes others of them (whose lengths no penalty could change)."""
+    embeds = {id(part) for m in net.modules() if getattr(m, "embeds", False) for part in m.modules()}
+    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)) and id(m) not in embeds]
+    found = [norms.original if (norms := spectral_of(m)) else m.weight for m in layers]
     return [w.transpose(0, 1) if isinstance(m, nn.ConvTranspose2d) else w for m, w in zip(layers, found, strict=True)]
+
+
+def spectral_of(layer: nn.Module) -> Any:
+    """What makes a layer's weight of one trained tensor, as the spectral norm does (the weight norm has two); None for a plain weight."""
+    norms: Any = layer.parametrizations["weight"] if parametrize.is_parametrized(layer, "weight") else None  # type: ignore[index]
+    return norms if norms is not None and norms.is_tensor else None
 
 
 def mean(logits: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Rules:
     r1: float = 0.0  # gamma of the penalty on real images; -1: 0.0002 H W / batch (StyleGAN2-ADA's)
     r2: float = 0.0  # ... and on generated ones
     r_end: float = 1.0  # both fall, by a cosine, to this share of themselves
-    r_every: int = 1  # steps between two penalties, which then weigh so much more (lazy)
+    r_every: int = 1  # steps between two penalties, which then weigh so many times (times critic_steps) more (lazy)
     r_sigma: float = 0.0  # above 0: r1 and r2 by differences at this distance in place of second derivatives
     orthogonal: float = 0.0  # beta, on G's weights
     orthogonal_d: float = 0.0  # ... on D's
@@ -93,11 +93,12 @@ def data_for(size: Size) -> DataConfig:
     return found
 
 
-def training(size: Size, *, d: OptConfig, g: OptConfig, batch: int = 128, steps: int = 50_000, half_life: float = 20_000.0) -> TrainConfig:
+def training(size: Size, *, d: OptConfig, g: OptConfig, batch: int = 128, steps: int = 50_000, half_life: float = 20_000.0,
+             ramp: float = 0.02) -> TrainConfig:
     """How a family trains: tiny and small are the same for all, so that they can be compared; the arguments are those of base, and the rates."""
     return TrainConfig(
         steps=by_size(size, tiny=200, small=10_000, base=steps),
         batch=by_size(size, tiny=32, small=64, base=batch),
         opts={"d": d, "g": g},
-        ema=EmaConfig(half_life=by_size(size, tiny=20_000.0, small=20_000.0, base=half_life), ramp=0.02),
+        ema=EmaConfig(half_life=by_size(size, tiny=20_000.0, small=20_000.0, base=half_life), ramp=by_size(size, tiny=0.02, small=0.02, base=ramp)),
     )
