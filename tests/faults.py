@@ -63,7 +63,7 @@ SIGNALS: dict[str, tuple[int, ...]] = {"SIGKILL": (signal.SIGKILL,), "SIGTERM": 
 KINDS = ("kill", "damage", "SIGKILL", "full", "recipe.json", "SIGTERM", "torn", "worker", "SIGINT", "readonly", "nan", "twice SIGINT", "error", "clock")
 TOYS = f"{Path(__file__).with_name('toys.py')}:two_stage"
 STREAMED = "streamed"
-PARENTS: dict[type, str] = {Denoiser: "ddpm", Latent: "ddpm", Classifier: "classifier", Tokenizer: "vqvae", Codec: "vae"}  # what a role asks for -> the recipe that it gets
+PARENTS: dict[type, str] = {Denoiser: "ddpm", Latent: "dcgan", Classifier: "classifier", Tokenizer: "vqvae", Codec: "vae"}  # what a role asks for -> the recipe that it gets
 Hook = Callable[[], None]
 
 
