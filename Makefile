@@ -28,9 +28,12 @@ test: $(READY)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
+# Seconds of faults, after the references
+FAULT_SECONDS ?= 1800
 fault: $(READY)
-	$(BIN)/python tests/faults.py --seconds 600 --out benchmarks/results/$$(date +%F)-faults.json
-	$(BIN)/python tests/mutants.py --examples 1000
+	$(BIN)/python tests/faults.py --seconds $(FAULT_SECONDS) --out benchmarks/results/$$(date +%F)-faults.json
+	$(BIN)/python tests/mutants.py --examples 1000 --out benchmarks/results/$$(date +%F)-mutants.json > /dev/null
+	$(BIN)/python benchmarks/tables.py
 
 check: test
 

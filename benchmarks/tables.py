@@ -4,7 +4,8 @@
 
 A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine;
 the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table,
-and that of diffusion.py where it has diffusion:mnist; those of families.py, gaussians.py, stacked.py and adversaries.py where it has the marks of family_tables.py (gans:mnist, ...).
+and that of diffusion.py where it has diffusion:mnist; those of families.py, gaussians.py, stacked.py and adversaries.py where it has the marks of family_tables.py (gans:mnist, ...), and
+those of tests/faults.py and tests/mutants.py where it has the marks of reliability_tables.py (reliability:faults, ...).
 --check writes nothing and ends with status 1 where a page is not as it would be written.
 """
 
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from family_tables import FAMILY_TABLES, table
+from reliability_tables import RELIABILITY_TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md", "docs/vaes.md", "docs/codebooks.md", "docs/code-prior.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md", "docs/vaes.md", "docs/codebooks.md", "docs/code-prior.md",
+         "docs/reliability.md")
 GOALS = {"list": "under 0.6 s", "sample, from a tiny run": "under 3 s"}
 Result = dict[str, Any]
 
@@ -154,7 +157,7 @@ def newest(kind: str) -> Result | None:
 
 def fill(text: str, speed: Result | None, scores: Result | None, team: Result | None, models: Result | None) -> str:
     """The page with every marked part written anew for which there is a result."""
-    for mark, (kind, write) in FAMILY_TABLES.items():
+    for mark, (kind, write) in (FAMILY_TABLES | RELIABILITY_TABLES).items():
         if (found := newest(kind)) is not None and found.get("rows", True):
             text = put(text, mark, lambda found=found, write=write: write(found))
     if models is not None:

@@ -7,9 +7,10 @@ disk are counted, and the n-th one is where the process is killed, or where the 
 
     kill      SIGKILL before call n                      torn      half of what call n writes, then SIGKILL (others: SIGKILL after the call)
     full      from call n on: no space left              readonly  from call n on: read-only file system        error  call n alone: I/O error
-    SIGKILL, SIGTERM, SIGINT, twice SIGINT               at a random time
+    SIGKILL, SIGTERM, SIGINT, twice SIGINT               at a random time           worker  SIGKILL to a process that decodes images, one to four times
     damage    the newest checkpoint or the log is torn, flipped, deleted, ...       nan   a weight, a gradient or a loss        clock   jumps by years
 
+Every recipe has its own shuffled list of each kind; they take turns, a trial each, and in every turn the next kind: see `Harness.turns`.
 Controls are sabotaged on purpose; if one of them is not noticed, these tests show nothing, and say so.
 """
 
@@ -20,6 +21,7 @@ import builtins
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import platform
@@ -32,14 +34,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # no thread may have begun when we fork
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # no thread may have begun when we fork
 
 import sklearn.datasets
 import torch
+from PIL import Image
 
 import pixelkiln.engine.features
 import pixelkiln.engine.loop
@@ -48,15 +52,18 @@ import pixelkiln.engine.where
 from pixelkiln.cli.main import main, verb_module
 from pixelkiln.core import files, runs
 from pixelkiln.core.catalog import builtin, find, overridable
-from pixelkiln.core.protocols import Classifier, Tokenizer
+from pixelkiln.core.protocols import Classifier, Codec, Denoiser, Latent, Tokenizer
 from pixelkiln.core.runs import Run
 from pixelkiln.data import open_source
 from pixelkiln.engine import loop
 
-LIMIT = 120.0  # seconds of one trial; more is a hang
+LIMIT = 600.0  # seconds of one trial; more is a hang, even where others use the processor
 DISK = ("kill", "torn", "full", "readonly", "error")
-SIGNALS = {"SIGKILL": (signal.SIGKILL,), "SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,), "twice SIGINT": (signal.SIGINT, signal.SIGINT)}
+SIGNALS: dict[str, tuple[int, ...]] = {"SIGKILL": (signal.SIGKILL,), "SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,), "twice SIGINT": (signal.SIGINT, signal.SIGINT)}
+KINDS = ("kill", "damage", "SIGKILL", "full", "recipe.json", "SIGTERM", "torn", "worker", "SIGINT", "readonly", "nan", "twice SIGINT", "error", "clock")
 TOYS = f"{Path(__file__).with_name('toys.py')}:two_stage"
+STREAMED = "streamed"
+PARENTS: dict[type, str] = {Denoiser: "ddpm", Latent: "dcgan", Classifier: "classifier", Tokenizer: "vqvae", Codec: "vae"}  # what a role asks for -> the recipe that it gets
 Hook = Callable[[], None]
 
 
@@ -67,9 +74,15 @@ class Subject:
     name: str
     args: tuple[str, ...]
     reference: Path
+    parents: tuple[str, ...] = ()
     seconds: float = 0.0
     calls: int = 0
     saves: tuple[int, ...] = ()
+
+    @property
+    def trains(self) -> bool:
+        """Whether it makes steps; others save once, at step 0."""
+        return self.saves != (0,)
 
 
 @dataclass
@@ -105,6 +118,8 @@ class Failing:
         return Written(self, self.call("create", self.open, file, mode, *args, **kwargs))
 
     def call(self, name: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if name == "ftruncate" and os.readlink(f"/proc/self/fd/{args[0]}").startswith("/memfd:"):
+            return real(*args, **kwargs)  # memory, and no disk
         self.count += 1
         if self.count == self.at and self.kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -222,30 +237,42 @@ def ended(pid: int) -> int:
 
 
 def commands(base: Path) -> Iterator[Subject]:
-    """Every recipe of the catalog, and one of two stages, as a short training of the embedded digits."""
+    """Every recipe of the catalog, and one of two stages, as a short training of the embedded digits, parents first; and `vae-mlp` on images that are streamed."""
     alone = {name: not any(stage == "" for stage in find(name)("tiny").last.parents.values()) for name in [*builtin(), TOYS]}
-    for name in sorted(alone, key=lambda name: not alone[name]):  # parents first
+    shown = {name: name.rpartition(":")[2] for name in sorted(alone, key=lambda name: not alone[name])}
+    for name, short in [*shown.items(), ("vae-mlp", STREAMED)]:
         recipe = find(name)("tiny")
-        args = ["train", name, "--data", "digits", "--size", "tiny", "--steps", "6", "--precision", "fp32", "--quiet"]
+        data = [str(base / "png"), "--memory", "1", "--workers", "1"] if short == STREAMED else ["digits"]
+        args = ["train", name, "--data", *data, "--size", "tiny", "--steps", "6", "--precision", "fp32", "--quiet"]
         wanted = {"train.batch": "16", "train.save_every": "2", "train.log_every": "1", "train.sample_every": "3"}
         for option, _ in overridable(recipe):
             if (tail := option.split(".", 1)[1] if len(recipe.stages) > 1 else option) in wanted:
                 args += [f"--{option}", wanted[tail]]
-        for role, stage in recipe.last.parents.items():
-            protocol = recipe.last.method.roles.get(role)  # None: a parent that it can do without
-            run = {Classifier: "classifier", Tokenizer: "vqvae"}.get(protocol, "ddpm")
-            args += [] if stage or protocol is None else ["--parent", f"{role}={base / run}"]
-        yield Subject(name.rpartition(":")[2], tuple(args), base / name.rpartition(":")[2])
+        protocols = recipe.last.method.roles  # a role that it does not have: a parent that it can do without
+        parents = {role: PARENTS[protocols[role]] for role, stage in recipe.last.parents.items() if not stage and role in protocols}
+        for role, parent in parents.items():
+            args += ["--parent", f"{role}={base / parent}"]
+        yield Subject(short, tuple(args), base / short, tuple(parents.values()))
+
+
+def pictures(folder: Path) -> None:
+    """Digits as PNG files, in a folder for each class."""
+    digits = sklearn.datasets.load_digits()
+    for i, (pixels, label) in enumerate(zip(digits.images[:96], digits.target[:96], strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15.9).astype("uint8")).save(folder / str(label) / f"{i:02d}.png")
 
 
 def untouched(subject: Subject, base: Path) -> Subject:
     """The subject with its reference made, timed, and its calls counted."""
     with contextlib.redirect_stdout(io.StringIO()):
-        main([*subject.args, "--out", str(base / "imports" / subject.name)])  # here, for what it imports
+        main([*subject.args, "--steps", "2", "--out", str(base / "imports" / subject.name)])  # here, for what it imports
     begin = time.monotonic()
     end = spawn((*subject.args, "--out", str(subject.reference)), base)
     assert end.status == 0, f"{subject.name} fails by itself: {end.said}"
-    return replace(subject, seconds=time.monotonic() - begin, calls=end.calls, saves=tuple(end.saved))
+    seconds = time.monotonic() - begin
+    sys.stderr.write(f"{subject.name}: {seconds:.1f} s, {end.calls} calls, checkpoints {end.saved}\n")
+    return replace(subject, seconds=seconds, calls=end.calls, saves=tuple(end.saved))
 
 
 def different(subject: Subject, out: Path, grids: bool = True) -> str | None:
@@ -289,6 +316,7 @@ class Harness:
         self.counts: dict[str, Counter[str]] = {}
         self.failures: list[dict[str, Any]] = []
         self.controls: dict[str, str] = {}
+        self.sizes: Counter[str] = Counter()
         self.whole: dict[str, Path] = {}
         self.number = 0
 
@@ -356,18 +384,73 @@ class Harness:
         assert end.status == -9, f"{subject.name} was to be killed at step {last}: {end.status} {end.said}"
         return out
 
-    def cases(self, subject: Subject) -> list[Hook]:
-        """Single trials: all that can happen to the files of the newest checkpoint, the log and recipe.json; NaN; the clock."""
+    def workers(self, subject: Subject) -> None:
+        """Kill processes that decode, at random times; each is replaced, and the end as if nothing had been, but for the third death at one task: one line."""
+        out, killed, logged = self.place(), list[int](), self.rng.choice((0, 0, 1, 2, 3, 4))  # lines of the log before the first; 0: at any time
+        waits = [self.rng.uniform(0, 0.05 if logged else subject.seconds), *[self.rng.uniform(0, 1.5) for _ in range(self.rng.randint(0, 3))]]
+
+        def send(pid: int) -> None:
+            stop = time.monotonic() + LIMIT
+            while logged and len(Run(out).records()) < logged and time.monotonic() < stop and alive(pid):
+                time.sleep(0.003)
+            for wait in waits:
+                time.sleep(wait)
+                while not (fresh := [p for p in children(pid) if p not in killed]) and time.monotonic() < stop and alive(pid):
+                    time.sleep(0.003)
+                for worker in fresh:
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(worker)
+
+        end = spawn((*subject.args, "--out", str(out)), self.base, send=send)
+        lines = end.said.strip().splitlines()
+        if end.status == 2 and len(killed) >= 3 and len(lines) == 1 and "died 3 times at one task" in end.said:
+            wrong = self.resumed(subject, out)
+        else:
+            wrong = f"status {end.status} after {len(killed)} deaths: {end.said}" if end.status else different(subject, out)
+        for n in range(len(killed)):
+            self.note(subject, "worker", wrong if n == 0 else None, deaths=len(killed))
+        shutil.rmtree(out, ignore_errors=True)
+
+    def piles(self, subject: Subject) -> dict[str, Iterator[Hook]]:
+        """Trials of each kind, in an order of its own: calls that change the disk; files of the newest checkpoint, log and recipe.json; NaN; the clock; signals."""
         newest = f"checkpoints/{Run(subject.reference).points()[-1].name}"
         stem = f"checkpoints/step-{subject.saves[-2] if len(subject.saves) > 1 else subject.saves[-1]:08d}"
         names = [(f"{stem}/{f.name}", how) for f in sorted((subject.reference / newest).iterdir()) for how in HARM]
         names += [("metrics.jsonl", how) for how in LOGS] * (subject.reference / "metrics.jsonl").exists()
-        names += [(stem, how) for how in TREES if how != "wreck" or subject.saves != (0,)]  # a complete run saves no more, and clears none
-        names += [("recipe.json", how) for how in ("half", "empty", "first bit", "middle bit", "{}", "null")]
-        found: list[Hook] = [lambda name=name, how=how: self.damage(subject, name, how) for name, how in names]  # type: ignore[misc]
-        if subject.saves != (0,):
-            found += [lambda what=what: self.nan(subject, what) for what in ("weight", "gradient", "loss")]  # type: ignore[misc]
-        return [*found, lambda: self.clock(subject)]
+        names += [(stem, how) for how in TREES if how != "wreck" or subject.trains]  # a complete run saves no more, and clears none
+        facts = [("recipe.json", how) for how in ("half", "empty", "first bit", "middle bit", "{}", "null")]
+        finite: dict[str, list[Hook]] = {
+            "nan": [partial(self.nan, subject, what) for what in ("weight", "gradient", "loss") if subject.trains], "clock": [partial(self.clock, subject)],
+            **{kind: [partial(self.point, subject, kind, at) for at in range(1, subject.calls + 1)] for kind in DISK},
+            "damage": [partial(self.damage, subject, *case) for case in names], "recipe.json": [partial(self.damage, subject, *case) for case in facts],
+        }
+        self.sizes += Counter({"disk": len(DISK) * subject.calls, "other": sum(len(pile) for kind, pile in finite.items() if kind not in DISK)})
+        for pile in finite.values():
+            self.rng.shuffle(pile)
+        endless: dict[str, Hook] = {kind: partial(self.signals, subject, kind) for kind in SIGNALS}
+        if subject.name == STREAMED:
+            endless["worker"] = partial(self.workers, subject)
+        return {kind: iter(pile) for kind, pile in finite.items()} | {kind: itertools.repeat(trial) for kind, trial in endless.items()}
+
+    def turns(self, subjects: list[Subject]) -> Iterator[Hook]:
+        """Trials, so that whenever the time is over all recipes have had as many and each as many kinds as can be.
+
+        First NaN and the clock for every recipe that trains. Then every turn has one trial of each recipe, its kind the next one; neighbors are at different kinds.
+        """
+        piles = {s.name: self.piles(s) for s in subjects}
+        self.counts |= {s.name: Counter() for s in subjects}
+        for kind in ("nan", "clock", "worker"):
+            yield from [next(piles[s.name][kind]) for s in subjects if kind in piles[s.name] and s.trains]
+        for turn in itertools.count():
+            for i, s in enumerate(subjects):
+                mine = piles[s.name]
+                kinds = [k for k in KINDS if k in mine]
+                trials = (next(mine[kinds[(turn + i + more) % len(kinds)]], None) for more in range(len(kinds)))  # the next kind where one is used up
+                yield next(t for t in trials if t is not None)
+
+    def point(self, subject: Subject, kind: str, at: int) -> None:
+        """The disk fails at one call."""
+        self.note(subject, kind, self.disk(subject, kind, at), at=at)
 
     def damage(self, subject: Subject, name: str, how: str) -> None:
         """Damage one file of a stopped run, resume. A broken recipe.json must be refused in one line that names it."""
@@ -425,15 +508,30 @@ class Harness:
             self.controls[name] = f"noticed: {wrong.strip()[:120]}" if wrong else "NOT NOTICED"
             shutil.rmtree(out, ignore_errors=True)
 
-    def report(self, begin: float, count: tuple[int, int]) -> dict[str, Any]:
+    def report(self, begin: float) -> dict[str, Any]:
         """What was done, in numbers."""
         total: Counter[str] = sum(self.counts.values(), Counter())
         return {
             "date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - begin), "seed": self.seed, "processor": pixelkiln.engine.where.processor(),
             "python": platform.python_version(), "torch": torch.__version__, "faults": sum(total.values()), "by kind": dict(sorted(total.items())),
-            "by recipe": {name: dict(sorted(c.items())) for name, c in self.counts.items()}, "disk points in all": count[0], "other cases in all": count[1],
+            "by recipe": {name: dict(sorted(c.items())) for name, c in self.counts.items()}, "disk points in all": self.sizes["disk"], "other cases in all": self.sizes["other"],
             "controls": self.controls, "failures": self.failures,
         }
+
+
+def alive(pid: int) -> bool:
+    """Whether this child has not ended; it is not waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            found += [int(path.parent.name)] * (int(parent) == pid and state != "Z")
+    return found
 
 
 def killed_after(step: int) -> None:
@@ -560,8 +658,8 @@ CONTROLS: dict[str, Hook] = {
 }
 
 
-def everything(seconds: float, seed: int, only: list[str] | None = None) -> dict[str, Any]:
-    """All kinds of faults over all recipes, for about so long: controls, damage, NaN and clock once each, then disk and signals in turn."""
+def everything(seconds: float, seed: int, only: list[str] | None = None, out: Path | None = None) -> dict[str, Any]:
+    """All kinds of faults over all recipes, in turn, for about so long, after references and controls; what was done so far is in `out` after every minute."""
     torch.set_num_threads(1)
     begin = time.monotonic()
     memory = "/dev/shm"  # fsync costs nothing there
@@ -571,24 +669,22 @@ def everything(seconds: float, seed: int, only: list[str] | None = None) -> dict
         sklearn.datasets.load_digits = cache(sklearn.datasets.load_digits)
         open_source("digits")
         verb_module("train")
-        subjects = [untouched(s, base) for s in commands(base) if only is None or s.name in only]
+        pictures(base / "png")
+        every = list(commands(base))
+        wanted = {s.name for s in every if only is None or s.name in only}
+        made = [untouched(s, base) for s in every if s.name in wanted | {parent for other in every if other.name in wanted for parent in other.parents}]
+        subjects = [s for s in made if s.name in wanted]
         harness = Harness(base, seed)
-        first = next(s for s in subjects if len(s.saves) > 1)
-        harness.control(first)
-        points = [(s, kind, n) for s in subjects for n in range(1, s.calls + 1) for kind in DISK]
-        cases = [(s, case) for s in subjects for case in harness.cases(s)]
-        for part in (points, cases):
-            harness.rng.shuffle(part)
-            part.sort(key=lambda p: p[0] is first)  # one recipe at all points first (they are taken from the end)
-        count = len(points), len(cases)
-        start = time.monotonic()
-        while time.monotonic() - start < seconds or sum(map(len, harness.counts.values())) < 5:
-            for subject, kind, at in [points.pop() for _ in range(min(4, len(points)))]:
-                harness.note(subject, kind, harness.disk(subject, kind, at), at=at)
-            if cases:
-                cases.pop()[1]()
-            harness.signals(harness.rng.choice(subjects), harness.rng.choice([*SIGNALS]))
-        return harness.report(begin, count)
+        harness.control(next(s for s in subjects if len(s.saves) > 1))
+        start = kept = time.monotonic()
+        for trial in harness.turns(subjects):
+            trial()
+            if out and time.monotonic() - kept > 60:
+                files.write_json(out, harness.report(begin))
+                kept = time.monotonic()
+            if time.monotonic() - start > seconds and sum(map(len, harness.counts.values())) >= 5:
+                break
+        return harness.report(begin)
 
 
 if __name__ == "__main__":
@@ -598,7 +694,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", help="names of recipes")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    found = everything(asked.seconds, asked.seed, asked.only)
+    found = everything(asked.seconds, asked.seed, asked.only, asked.out)
     text = json.dumps(found, indent=1)
     if asked.out:
         asked.out.write_text(text + "\n")

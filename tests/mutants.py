@@ -1,8 +1,8 @@
 """Files of every kind that is read, spoiled byte by byte: what comes of each is data or one clear line; no trace, no hang, no memory without end.
 
-    python tests/mutants.py --examples 60        a process of its own, as a decoder that crashes would take the tests with it
+    python tests/mutants.py --examples 60 [--seed 0] [--out benchmarks/results/DATE-mutants.json]
 
-Prints JSON: for each kind how many mutants were read and how many refused. Without a decision of chance: hypothesis, derandomized.
+A process of its own, as a decoder that crashes would take the tests with it. Prints JSON: for each kind how many mutants were read, refused in one line, and how many failed (status 1 if any has).
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ import gzip
 import importlib.util
 import io
 import json
+import platform
 import resource
 import shutil
 import signal
 import sys
 import tarfile
 import tempfile
+import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -39,6 +43,7 @@ from pixelkiln.core.recipe import DataConfig
 from pixelkiln.core.runs import Run
 from pixelkiln.core.types import UserError
 from pixelkiln.data import open_source, write_npz
+from pixelkiln.engine.where import processor
 
 MEMORY = 3 * 2**29  # bytes above what is in use before the first mutant
 PATIENCE = 20  # seconds of one mutant
@@ -175,6 +180,10 @@ def spoiled(data: bytes, steps: list[tuple[str, float, Any]]) -> bytes:
     return data
 
 
+class Failed(Exception):
+    """What came of a mutant is neither data nor one line."""
+
+
 def attempt(kind: str, read: Read, path: Path, mutant: bytes) -> str:
     """'read' or 'refused'; anything else is an error of ours."""
     path.write_bytes(mutant)
@@ -183,28 +192,53 @@ def attempt(kind: str, read: Read, path: Path, mutant: bytes) -> str:
         read(path)
         return "read"
     except UserError as e:
-        assert "\n" not in str(e) and len(str(e)) <= 800, f"{kind}: {e!r}"
+        if "\n" in str(e) or len(str(e)) > 800:
+            raise Failed(f"not one line: {e!r}") from e
         return "refused"
+    except (Exception, Hang) as e:
+        raise Failed(f"{type(e).__name__}: {e}") from e
     finally:
         signal.alarm(0)
 
 
-def survived(kind: str, path: Path, read: Read, whole: bytes, examples: int) -> dict[str, int]:
-    """How many mutants of one file were read, and how many refused."""
-    found = {"read": 0, "refused": 0}
+class Bench:
+    """Kinds of files, and what came of their mutants."""
 
-    @settings(max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
-    @given(st.lists(STEP, min_size=1, max_size=3))
-    def run(steps: list[tuple[str, float, Any]]) -> None:
-        found[attempt(kind, read, path, spoiled(whole, steps))] += 1
+    def __init__(self, examples: int, number: int) -> None:
+        self.examples, self.number = examples, number
+        self.counts: dict[str, dict[str, int]] = {}
+        self.failures: list[dict[str, str]] = []
 
-    run()
-    return found
+    def spoil(self, kind: str, path: Path, read: Read) -> None:
+        """Read so many mutants of one file, then put it back."""
+        found = self.counts[kind] = {"read": 0, "refused": 0, "failed": 0}
+        whole = path.read_bytes()
+
+        @seed(self.number)
+        @settings(max_examples=self.examples, deadline=None, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+        @given(st.lists(STEP, min_size=1, max_size=3))
+        def run(steps: list[tuple[str, float, Any]]) -> None:
+            try:
+                found[attempt(kind, read, path, spoiled(whole, steps))] += 1
+            except Failed as e:
+                found["failed"] += 1
+                self.failures.append({"kind": kind, "steps": repr(steps)[:500], "wrong": str(e)[:500]})
+                sys.stderr.write(f"  FAILED {kind} {steps!r}\n{''.join(traceback.format_exception(e))}\n")
+
+        run()
+        path.write_bytes(whole)
+
+    def report(self, begin: float) -> dict[str, Any]:
+        """What was done, in numbers."""
+        total = {how: sum(found[how] for found in self.counts.values()) for how in ("read", "refused", "failed")}
+        return {"date": time.strftime("%Y-%m-%d"), "seconds": round(time.monotonic() - begin), "seed": self.number, "examples": self.examples, "processor": processor(),
+                "python": platform.python_version(), "torch": torch.__version__, "hypothesis": hypothesis.__version__, "files": sum(total.values()), **total,
+                "kinds": self.counts, "failures": self.failures}
 
 
-def everything(examples: int) -> dict[str, dict[str, int]]:
+def everything(examples: int, number: int) -> dict[str, Any]:
     """All kinds, each with so many mutants."""
-    counts: dict[str, dict[str, int]] = {}
+    begin, bench = time.monotonic(), Bench(examples, number)
 
     def late(signum: int, frame: object) -> None:
         raise Hang(f"more than {PATIENCE} s")
@@ -218,16 +252,22 @@ def everything(examples: int) -> dict[str, dict[str, int]]:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
         for kind, path, read in kinds:
-            whole = path.read_bytes()
-            counts[kind] = survived(kind, path, read, whole, examples)
-            path.write_bytes(whole)
+            bench.spoil(kind, path, read)
     finally:
         shutil.rmtree(base)
-    return counts
+    return bench.report(begin)
 
 
 if __name__ == "__main__":
     faulthandler.enable()
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--examples", type=int, default=60)
-    sys.stdout.write(json.dumps(everything(parser.parse_args().examples), indent=1) + "\n")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=60, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    found = everything(asked.examples, asked.seed)
+    text = json.dumps(found, indent=1) + "\n"
+    sys.stdout.write(text)
+    if asked.out:
+        asked.out.write_text(text)
+    sys.exit(found["failed"] > 0)

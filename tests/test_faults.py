@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from faults import KINDS, STREAMED, Harness, Subject, commands
 from pixelkiln.core import files
+from pixelkiln.core.catalog import builtin, find
 from pixelkiln.core.files import Unwritable, locked, read_json, write_bytes, write_json
 from pixelkiln.core.runs import Run
 from pixelkiln.core.types import UserError
@@ -42,6 +45,44 @@ def test_a_short_run_of_the_harness(tmp_path: Path) -> None:
     assert len(found["controls"]) == 4
     assert found["faults"] >= 5
     assert done.returncode == 0
+
+
+def test_the_harness_gives_every_recipe_parents_that_fit_and_are_made_before(tmp_path: Path) -> None:
+    made: list[str] = []
+    for subject in commands(tmp_path):
+        if subject.name in builtin():
+            recipe = find(subject.name)("tiny")
+            given = dict(word.split("=") for option, word in itertools.pairwise(subject.args) if option == "--parent")
+            assert given.keys() == {role for role, stage in recipe.last.parents.items() if not stage and role in recipe.last.method.roles}, subject.name
+            for role, path in given.items():
+                assert Path(path).name in made, f"{subject.name}: {path} is not made yet"
+                assert issubclass(find(Path(path).name)("tiny").last.method, recipe.last.method.roles[role]), f"{subject.name}: {path} is no {role}"
+        made.append(subject.name)
+    assert {*builtin(), STREAMED, "two_stage"} == {*made}
+
+
+def test_faults_go_round_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN and the clock for every recipe that trains, then as many trials of each recipe, of all its kinds."""
+    names = ("a", "b", "still", STREAMED)
+    for name in names:
+        for file in ("metrics.jsonl", "checkpoints/step-00000006/weights.safetensors"):
+            write_bytes(tmp_path / name / file, b"")
+    subjects = [Subject(name, (), tmp_path / name, calls=5, saves=(0,) if name == "still" else (0, 2, 4, 6)) for name in names]
+    seen: list[tuple[str, str]] = []
+    for trial in ("nan", "clock", "workers", "signals", "point", "damage"):
+        def noted(self: Harness, subject: Subject, *case: Any, trial: str = trial) -> None:
+            kinds = {"workers": "worker", "damage": "recipe.json" if "recipe.json" in case else "damage"}
+            seen.append((subject.name, case[0] if trial in ("signals", "point") else kinds.get(trial, trial)))
+
+        monkeypatch.setattr(Harness, trial, noted)
+    for trial in itertools.islice(Harness(tmp_path, 0).turns(subjects), 7 + 4 * len(KINDS)):
+        trial()
+    assert seen[:7] == [("a", "nan"), ("b", "nan"), (STREAMED, "nan"), ("a", "clock"), ("b", "clock"), (STREAMED, "clock"), (STREAMED, "worker")]
+    assert [name for name, _ in seen[7:]] == [*names] * len(KINDS)
+    assert {kind for name, kind in seen if name == STREAMED} == {*KINDS}
+    assert {kind for name, kind in seen if name == "a"} == {*KINDS} - {"worker"}
+    assert {kind for name, kind in seen if name == "still"} == {*KINDS} - {"worker", "nan"}
+    assert len({kind for _, kind in seen[7:11]}) >= 3, "neighbors are at different kinds"
 
 
 @contextlib.contextmanager

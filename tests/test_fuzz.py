@@ -197,8 +197,11 @@ def test_mutants_of_every_file_that_is_read() -> None:
     child = subprocess.run([sys.executable, Path(__file__).with_name("mutants.py"), "--examples", "40"], capture_output=True, text=True,
                            env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert child.returncode == 0, child.stderr[-3000:]
-    counts = json.loads(child.stdout)
+    report = json.loads(child.stdout)
+    counts = report["kinds"]
     assert len(counts) >= 21
+    assert report["failed"] == 0
+    assert report["files"] == sum(sum(found.values()) for found in counts.values())
     assert all(sum(found.values()) >= 30 for found in counts.values())
     assert all(found["refused"] for kind, found in counts.items() if kind not in ("metrics.jsonl", "manifest.json"))
     assert sum(found["read"] for found in counts.values()) > 100
