@@ -37,11 +37,15 @@ fault: $(READY)
 
 check: test
 
-# Speed against the peers, twenty minutes on a machine that does nothing else; diffusers from an environment of its own, if there is one.
+# All that is measured of speed, and what metrics see: over an hour on a machine that does nothing else (speed.py 41 minutes, metrics.py 27, processes.py five,
+# stream.py some); diffusers from an environment of its own, if there is one.
 DATA ?= ../shared/data
 PEER_PYTHON ?= $(wildcard .venv-diffusers/bin/python)
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py --mnist $(DATA)/mnist --cifar10 $(DATA)/cifar10 $(if $(PEER_PYTHON),--peer-python $(PEER_PYTHON))
+	$(BIN)/python benchmarks/processes.py
+	$(BIN)/python benchmarks/stream.py
+	metrics=benchmarks/results/$$(date +%F)-metrics.json && $(BIN)/python benchmarks/metrics.py --data $(DATA)/mnist $(DATA)/cifar10 --out $$metrics && $(BIN)/python benchmarks/metrics.py --docs $$metrics
 	$(BIN)/python benchmarks/tables.py
 
 clean:

@@ -3,7 +3,7 @@
     python benchmarks/tables.py [--result benchmarks/results/DATE-speed.json] [--check]
 
 A page gets a table where it has the lines <!-- speed:NAME --> and <!-- /speed:NAME -->; NAME is summary, training, sampling, loop, startup or machine;
-the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table,
+the scores on MNIST where it has <!-- mnist:scores --> and <!-- /mnist:scores -->, and the newest result of processes.py likewise where it has processes:table, that of stream.py where it has stream:table,
 and that of diffusion.py where it has diffusion:mnist; those of families.py, gaussians.py, stacked.py and adversaries.py where it has the marks of family_tables.py (gans:mnist, ...), and
 those of tests/faults.py and tests/mutants.py where it has the marks of reliability_tables.py (reliability:faults, ...).
 --check writes nothing and ends with status 1 where a page is not as it would be written.
@@ -23,7 +23,7 @@ from family_tables import FAMILY_TABLES, table
 from reliability_tables import RELIABILITY_TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/diffusion.md", "docs/gans.md", "docs/vaes.md", "docs/codebooks.md", "docs/code-prior.md",
+PAGES = ("README.md", "README.zh-CN.md", "docs/speed.md", "docs/parallel.md", "docs/data.md", "docs/diffusion.md", "docs/gans.md", "docs/vaes.md", "docs/codebooks.md", "docs/code-prior.md",
          "docs/reliability.md")
 GOALS = {"list": "under 0.6 s", "sample, from a tiny run": "under 3 s"}
 Result = dict[str, Any]
@@ -32,6 +32,12 @@ Result = dict[str, Any]
 def number(x: float) -> str:
     """Three significant digits, thousands separated."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def percent(program: dict[str, Any], form: str) -> str:
+    """The share of the rate of a matrix product; – where that product has no fast way on this processor, so that it is no measure."""
+    slow = program.get("precision") == "bf16" and program["bf16_gflops"] < program["fp32_gflops"] / 10
+    return "–" if slow else format(program["share"], form)
 
 
 def training_contests(found: Result) -> list[dict[str, Any]]:
@@ -45,7 +51,7 @@ def training(found: Result) -> str:
         for p in c["programs"]:
             low, high = min(p["rates"]), max(p["rates"])
             rows.append([c["contest"], p["name"], str(p["batch"]), f"{p['parameters'] / 1e6:.2f} M", f"{p['flop_per_image'] / 1e6:,.0f}", number(p["images_per_s"]),
-                         f"{number(low)} – {number(high)}", f"{p['ratio']:.2f}", f"{p['share']:.1%}", f"{p['peak_mib']:,.0f}"])
+                         f"{number(low)} – {number(high)}", f"{p['ratio']:.2f}", percent(p, ".1%"), f"{p['peak_mib']:,.0f}"])
     head = ["network, data", "program", "batch", "parameters", "MFLOP an image", "images/s", "turns", "pixelkiln is so many times as fast", "share of the matrix rate", "peak MiB"]
     return table(head, rows)
 
@@ -84,6 +90,15 @@ def processes(found: Result) -> str:
     return f"{table(head, rows)}\n\n{where}"
 
 
+def stream(found: Result) -> str:
+    """Every way of stream.py, and the machine."""
+    rows = [[r["name"], number(r["feed"]), number(r["training"]), f"{r['idle']:.1%}"] for r in found["rows"]]
+    m, s = found["machine"], found["settings"]
+    where = (f"{found['date']}, {m['processor']}, {m['cores']} cores, torch {m['torch']} with {m['threads']} threads; {found['images']:,} images to {s['resolution']} pixels, "
+             f"{s['recipe']} {s['size']}, batch {s['batch']}, medians of {s['rounds']}; load average {m['load_before']} before.")
+    return f"{table(['where the images are', 'the feed alone, images/s', 'training, images/s', 'idle'], rows)}\n\n{where}"
+
+
 def machine(found: Result) -> str:
     """Where and when, in a sentence."""
     m, s = found["machine"], found["settings"]
@@ -100,7 +115,7 @@ def summary(found: Result) -> str:
         if not c["contest"].startswith("ways"):
             first, *rest = c["programs"]
             against = "; ".join(f"{p['ratio']:,.1f} × {p['name']}" for p in rest)
-            rows.append([c["contest"], number(first["images_per_s"]), against, f"{first['share']:.0%}"])
+            rows.append([c["contest"], number(first["images_per_s"]), against, percent(first, ".0%")])
     return table(["what", "pixelkiln, images/s", "which is", "share of the matrix rate"], rows) + f"\n\n{machine(found)}"
 
 
@@ -167,6 +182,8 @@ def fill(text: str, speed: Result | None, scores: Result | None, team: Result | 
             text = put(text, f"speed:{name}", lambda write=write: write(speed))
     if team is not None:
         text = put(text, "processes:table", lambda: processes(team))
+    streamed = newest("stream")
+    text = put(text, "stream:table", lambda: stream(streamed) if streamed else "Unmeasured: `python benchmarks/stream.py` on a machine that does nothing else.")
     return text if scores is None else put(text, "mnist:scores", lambda: mnist(scores))
 
 

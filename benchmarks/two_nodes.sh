@@ -46,7 +46,7 @@ for recipe in ddpm dcgan; do
         "$python" - "$work/$recipe-$parts-one" "$work/$recipe-$parts" "$recipe, 2 nodes x $processes" <<'EOF'
 import json, sys
 one, two = ([json.loads(line) for line in open(f"{run}/metrics.jsonl")] for run in sys.argv[1:3])
-skip = {"step", "seconds", "images_per_s"}
+skip = {"step", "seconds", "images_per_s", "idle"}
 assert len(one) == len(two) == 20
 worst = max(abs(a[k] - b[k]) / max(abs(a[k]), 1e-6) for a, b in zip(one, two) for k in a if k not in skip)
 print(f"{sys.argv[3]}: last loss terms {({k: round(v, 6) for k, v in two[-1].items() if k not in skip})}; largest relative difference from one process in 20 steps {worst:.1e}")
@@ -59,7 +59,7 @@ echo "bytes over the cable: $(ip netns exec pk-a cat /sys/class/net/pk-va/statis
 common=(train ddpm --data digits --size tiny --steps 100000 --precision fp32 --train.save_every 20 --quiet --out "$work/cut")
 node b 1 1 "${common[@]}" > /dev/null & b=$!
 node a 0 1 "${common[@]}" > /dev/null & a=$!
-for _ in $(seq 300); do [ -d "$work/cut/checkpoints/step-00000020" ] && break; sleep 0.2; done
+until [ -d "$work/cut/checkpoints/step-00000020" ]; do kill -0 $a $b; sleep 0.2; done  # a process that has ended ends the script
 echo "pulling the cable at step $(ls "$work/cut/checkpoints" | tail -1)"
 ip -n pk-a link set pk-va down
 begin=$(date +%s)

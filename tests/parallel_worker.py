@@ -20,16 +20,31 @@ from pixelkiln.core.rng import seed_all
 from pixelkiln.core.types import Ability, Condition, Request
 from pixelkiln.data import Feed, open_source
 from pixelkiln.engine.build import make
+from pixelkiln.engine.log import Log
 from pixelkiln.engine.loop import Diverged, Trainer
 from pixelkiln.engine.parallel import Apart, join
 from pixelkiln.engine.sample import generate, seeds_for
+from pixelkiln.engine.train import Order, train
 from pixelkiln.engine.where import Where
 
-STEPS = 20
+STEPS, FEW = 20, 5
 CASES = {name: (builtin()[name]("tiny").last, 2) for name in ("ddpm", "dcgan", "vae", "vae-mlp", "acgan")}
 CASES |= {f"pair-{parts}": (parallel_toys.pair().last, parts) for parts in (2, 4, 6)} | {"plain": (parallel_toys.plain().last, 2)}
 CASES["wgan-gp"] = (override(builtin()["wgan-gp"]("tiny"), {"model.rules.critic_steps": "2"}).last, 2)
 CASES["r1"] = (override(builtin()["dcgan"]("tiny"), {"model.nets.norm": "layer", "model.rules.r1": "1", "model.rules.r2": "0.5", "model.rules.r_every": "4"}).last, 2)
+KEEPING = {  # what else keeps state from step to step; FEW steps, and no samples
+    "vqvae": ("vqvae", {}),
+    "vq-residual": ("vqvae", {"model.residual": "2", "model.codebook.dead": "0.5"}),
+    "simvq": ("vqvae", {"model.codebook": "simvq"}),
+    "fsq": ("vqvae", {"model.codebook": "fsq"}),
+    "lfq": ("vqvae", {"model.codebook": "lfq"}),
+    "sngan": ("sngan", {}),
+    "ada": ("dcgan", {"model.rules.augment": "ada", "model.rules.ada_speed": "2000"}),
+    "edm2": ("edm2", {}),
+    "iddpm": ("iddpm", {"model.resample": "true"}),
+    "muon": ("flow", {"train.opts.main.kind": "muon"}),
+}
+CASES |= {name: (override(builtin()[recipe]("tiny"), changes).last, 2) for name, (recipe, changes) in KEEPING.items()}
 CASES["power"] = (replace(parallel_toys.pair().last, train=replace(parallel_toys.pair().last.train, ema=EmaConfig(kind="power"))), 2)
 
 
@@ -48,18 +63,19 @@ def request(method: Method, num: int) -> Request:
 
 
 def case(name: str, where: Where) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    """Losses of STEPS steps, and what a checkpoint would hold, with samples."""
+    """Losses of all steps, and what a checkpoint would hold, with samples."""
     stage, parts = CASES[name]
     t = trainer(stage, parts, where)
     losses = []
-    for k in range(STEPS):
+    for k in range(FEW if name in KEEPING else STEPS):
         t.step(k)
         losses.append(t.look())
     for tensors in t.groups().values():
         where.team.check(tensors)
     held = {f"{group}/{key}": v for group, tensors in t.groups().items() for key, v in tensors.items()}
-    with t.sampling():
-        held["samples"] = generate(t.method, request(t.method, 10), where, batch=4)
+    if name not in KEEPING:
+        with t.sampling():
+            held["samples"] = generate(t.method, request(t.method, 10), where, batch=4)
     return losses, held
 
 
@@ -103,6 +119,7 @@ def main(out: Path) -> None:
             if team.first:
                 write_json(out / f"{name}.json", losses)
                 write_tensors(out / f"{name}.safetensors", held)
+        train(Order("pca", "digits", out / "pca", size="tiny"), where, log=Log(quiet=True))
         ddp = by_ddp(where)
         t = trainer(parallel_toys.plain().last, 2, where)
         for k in range(10):

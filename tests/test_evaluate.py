@@ -17,6 +17,7 @@ from conftest import shared_data
 from pixelkiln.core.rng import permutation
 from pixelkiln.core.types import ImageShape, UserError
 from pixelkiln.data import ImageSet, open_source
+from pixelkiln.engine import measure as measuring
 from pixelkiln.engine.evaluate import evaluate
 from pixelkiln.engine.features import Extractor, ExtractorConfig, conform, extractor_for
 from pixelkiln.engine.scores import DEFAULT
@@ -295,6 +296,32 @@ def test_samples_of_another_size_are_converted_and_the_protocol_says_so(extracto
     assert report["fd"].protocol["resize"] == "16x16x3 to 8x8x1, antialiased bicubic, 8 bits"
     assert report["fd"].protocol["reference resize"] == "none"
     assert report["fd"].value < score(extractor, blurred(TEST.images), metrics=("fd",))["fd"].value
+
+
+def test_the_codec_of_both_sides_is_recorded_and_a_lossy_one_beside_another_is_noted(extractor: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "extractor_named", lambda *_: extractor)
+
+    def folder(ending: str, **options: object) -> str:
+        out = tmp_path / f"{ending}{len(options)}"
+        out.mkdir()
+        for i, image in enumerate(TEST.images[:40]):
+            Image.fromarray(image[0].numpy()).save(out / f"{i}.{ending}", **options)
+        return str(out)
+
+    def found(samples: str, reference: str) -> tuple[object, object, list[str]]:
+        report = measuring.measure_images(samples, reference, measuring.Ask(("fd",))).report
+        return report["fd"].protocol["codec"], report["fd"].protocol["reference codec"], [w for w in report.warnings if "coding" in w]
+
+    jpeg, png, webp, exact = folder("jpg"), folder("png"), folder("webp"), folder("webp", lossless=True)
+    note = "the samples are JPEG, the reference images pixels: lossy coding leaves traces that scores see, so code both alike"
+    assert found(jpeg, "digits") == ("JPEG", "pixels", [note])
+    assert found(png, jpeg) == ("PNG", "JPEG", ["the reference images are JPEG, the samples PNG: lossy coding leaves traces that scores see, so code both alike"])
+    assert found(webp, jpeg) == ("WebP", "JPEG", [])
+    assert found(exact, png) == ("WebP lossless", "PNG", [])
+    for i in range(3):
+        (Path(png) / f"0{i}.jpg").write_bytes((Path(jpeg) / "0.jpg").read_bytes())
+    assert open_source(png, split="all").codec == "PNG, JPEG"
+    assert open_source(png, split="all", memory=0).codec == "PNG, JPEG", "of a streamed set, too"
 
 
 def test_every_score_carries_its_protocol(extractor: Extractor) -> None:

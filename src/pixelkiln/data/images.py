@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -28,7 +28,8 @@ class ImageSet:
     extras: mask (N, 1, H, W) uint8 (0 background, k = object k), edges (N, 1, H, W) uint8 in {0, 1},
     layout (N, K, 5) float32 rows (class, x0, y0, x1, y1) in [0, 1], class -1 = padding. factors: what is known
     of how each image was made, (N,) by name, int64 for categories and float32 for quantities; they do not enter the digest. source: what to open it by again, where
-    that is not what it was opened by; listing: digest of what it was read from, "" where that is no listing; skipped: a line for each image that was left out.
+    that is not what it was opened by; listing: digest of what it was read from, "" where that is no listing; skipped: a line for each image that was left out;
+    coded: says how the files are coded, None where there are none.
     """
 
     images: Tensor | Streamed
@@ -42,6 +43,7 @@ class ImageSet:
     listing: str = ""
     skipped: tuple[str, ...] = ()
     factors: Mapping[str, Tensor] = field(default_factory=dict)
+    coded: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         assert not isinstance(self.images, Tensor) or self.images.dtype == torch.uint8, "images are uint8"
@@ -76,6 +78,11 @@ class ImageSet:
         if self.texts is not None:
             sha.update("\0".join(self.texts).encode())
         return sha.hexdigest()
+
+    @cached_property
+    def codec(self) -> str:
+        """How the files of the images are coded, the most frequent first ("JPEG, PNG"); "pixels" where they were never coded, or nobody says."""
+        return "pixels" if self.coded is None else self.coded()
 
     def images_of(self, index: Tensor) -> Tensor:
         """The images uint8 (n, C, H, W) of the rows `index` (n,) int64, in that order."""

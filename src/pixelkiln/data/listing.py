@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from ..core.recipe import DataConfig
 from ..core.types import UserError
 from .decode import decode_all
-from .encoded import Encoded
+from .encoded import Encoded, codecs
 from .images import ImageSet, Split, code_labels, hold_out
 from .pack import pack
 from .stream import Streamed, find_bad, survey
@@ -118,7 +119,8 @@ class Listing:
         skipped = tuple((failed or {}).values())
         if bad is not None:
             bad.extend(skipped)
-        return ImageSet(images, self.labels, self.classes, self.texts, {}, self.name, self.split, self.source, self.digest(config), skipped)
+        coded = partial(codecs, self.items)
+        return ImageSet(images, self.labels, self.classes, self.texts, {}, self.name, self.split, self.source, self.digest(config), skipped, coded=coded)
 
 
 def list_entries(train: Sequence[Entry], test: Sequence[Entry], root: Path, split: Split) -> Listing:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.config import nearest
 from ..core.types import UserError
 from ..data import ImageSet
+from ..data.encoded import lossy
 from ..metrics import Report, Result
 from .extractor import FeatureExtractor
 from .parallel import ALONE, Team
@@ -47,13 +48,14 @@ def evaluate(
 
 
 def score(fake: Statistics, shape: Sequence[int], train: ImageSet, test: ImageSet, names: Sequence[str], num_bootstrap: int = 0,
-          team: Team = ALONE) -> Report:
+          team: Team = ALONE, codec: str = "pixels", imitated: str | None = None) -> Report:
     """The scores `names` of samples of shape (C, H, W) against the training split, from their statistics.
 
     fd uses the statistics of the whole training split; what needs single features a random POOL of it (and of the samples). The floor is
     the score of min(N, len(test)) random test images against the same reference; for accuracy, of all of them. num_bootstrap: half-samples
     behind an interval of 95 %, 0 for none. Several processes look at the real images in turn; process 0 has the samples' statistics and gets
-    the scores, the others an empty report. Errors: `UserError` for too few images.
+    the scores, the others an empty report. codec: how the files of the samples are coded; imitated: those of the images that a model was trained
+    on, whose traces its samples have. Errors: `UserError` for too few images.
     """
     extractor, seed = fake.extractor, fake.seed
     size = train.info.shape
@@ -67,14 +69,14 @@ def score(fake: Statistics, shape: Sequence[int], train: ImageSet, test: ImageSe
     if not team.first:
         return Report(())
     sets = Sets(fake, real, some, seed, num_bootstrap)
-    common = _protocol(shape, train, test, extractor, seed, every)
+    common = _protocol(shape, train, test, extractor, seed, every) | {"codec": codec, "reference codec": train.codec}
     results = []
     for name in names:
         value = score_of(name, sets)
         floor = floor_of(name, every if name == "accuracy" else some, real, seed)
         own = {**common, **value.protocol, "floor N": floor.protocol["N"] if floor else 0}
         results.append(Result(title(name, extractor), value.value, METRICS[name].better, floor.value if floor else None, own, value.error, value.interval))
-    return Report(tuple(results), tuple(_warnings(names, fake, n_floor, real, train, test)))
+    return Report(tuple(results), (*_warnings(names, fake, n_floor, real, train, test), *_recoded(codec if imitated is None else imitated, train.codec)))
 
 
 def score_of(name: str, sets: Sets) -> Score:
@@ -157,6 +159,15 @@ def _protocol(shape: Sequence[int], train: ImageSet, test: ImageSet, extractor: 
         protocol["extractor accuracy"] = round(every.right / every.labeled, 4)
     reference = {"reference": f"{train.name} {train.split}", "floor": f"{test.name} {test.split}"}
     return {**protocol, **reference, "resize": extractor.how(shape), "reference resize": extractor.how(tuple(train.info.shape)), "seed": seed}
+
+
+def _recoded(codec: str, reference: str) -> list[str]:
+    """What a lossy coding of one side does to scores."""
+    if lossy(codec) == lossy(reference):
+        return []
+    one, other = ("samples", "reference images") if lossy(codec) else ("reference images", "samples")
+    kinds = (codec, reference) if lossy(codec) else (reference, codec)
+    return [f"the {one} are {kinds[0]}, the {other} {kinds[1]}: lossy coding leaves traces that scores see, so code both alike"]
 
 
 def _warnings(names: Sequence[str], fake: Statistics, n_floor: int, real: Statistics, train: ImageSet, test: ImageSet) -> list[str]:

@@ -123,7 +123,8 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
             meter.at(len(fake))
     if len(fake):
         log.say(f"{num} samples at {num / (time.perf_counter() - start):.1f} images/s, measured as they came")
-    report = score(fake, tuple(trained.method.shape), train, test, names, ask.num_bootstrap, team) if names else Report(())
+    shape, imitated = tuple(trained.method.shape), own[0].codec if team.first else None
+    report = score(fake, shape, train, test, names, ask.num_bootstrap, team, imitated=imitated) if names else Report(())
     if pairs and not edits:
         for seen in team.in_turn(_rebuilt(trained, own[1], num, beside)):
             beside.add(seen)
@@ -210,7 +211,7 @@ def measure_images(path: Path | str, source: str, ask: Ask = Ask(), log: Log | N
 
     for seen in team.in_turn(partial(look, rows) for rows in torch.split(torch.arange(len(found)), PART)):
         fake.add(seen)
-    return Measured(score(fake, tuple(found.info.shape), train, test, names, ask.num_bootstrap, team), {})
+    return Measured(score(fake, tuple(found.info.shape), train, test, names, ask.num_bootstrap, team, found.codec), {})
 
 
 def _renamed(found: ImageSet, train: ImageSet) -> Tensor | None:

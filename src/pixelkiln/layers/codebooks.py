@@ -139,7 +139,7 @@ class SimVQ(Quantizer):
         self.register_buffer("start", torch.eye(dim))  # W^T and m are these and what was learned since
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("begun", torch.zeros(()))
-        self.looked = False  # at `begun`, which is asked once a process
+        self.looked = False  # whether `begun` was found to be true, after which it is not asked again
         self.weight, self.bias = nn.Parameter(torch.zeros(dim, dim)), nn.Parameter(torch.zeros(dim))
         self.usage = Usage(codes)
 
@@ -163,9 +163,9 @@ class SimVQ(Quantizer):
 
     @torch.no_grad()
     def _begin(self, flat: Tensor) -> None:
-        """In the first step: W^T W and m become covariance and mean of vectors (n, D)."""
-        self.looked = True
+        """In the first step, whose parts all begin: W^T W and m become covariance and mean of vectors (n, D)."""
         if self.begun:
+            self.looked = True
             return
         mean = flat.mean(0)
         size, axes = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
