@@ -434,3 +434,41 @@ def test_uncertainty_finds_the_mean_loss_of_each_level() -> None:
     c = torch.linspace(-0.9, 0.9, 19)
     assert (net(c) - 3 * c).abs().max() < 0.35
     assert net(c).shape == (19,)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by torch itself
+@pytest.mark.parametrize("tokens", [49, 1024])
+def test_forward_derivatives_through_attention_are_those_of_differences(tokens: int) -> None:
+    """What consistency models and mean flows differentiate by: with few positions two products, with many the fused kernel, which has none of its own."""
+    from pixelkiln.layers.attention import attend
+
+    gen = torch.Generator().manual_seed(0)
+    q, k, v, dq, dk, dv = (torch.randn(1, 2, tokens, 8, generator=gen, dtype=torch.float64) for _ in range(6))
+    value, found = torch.func.jvp(attend, (q, k, v), (dq, dk, dv))
+    torch.testing.assert_close(value, attend(q, k, v))
+    h = 1e-5
+    slow = (attend(q + h * dq, k + h * dk, v + h * dv) - attend(q - h * dq, k - h * dk, v - h * dv)) / (2 * h)
+    torch.testing.assert_close(found, slow, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by torch itself
+@pytest.mark.parametrize("name", ["edm2", "dit"])
+def test_forward_derivatives_of_whole_networks_are_those_of_differences(name: str) -> None:
+    """In x and t at once (attention, embeddings and norms in one)."""
+    from pixelkiln.core.catalog import builtin
+    from pixelkiln.core.types import Condition, DataInfo, ImageShape
+    from pixelkiln.engine.build import make
+
+    method = make(builtin()[name]("tiny").last, DataInfo(ImageShape(1, 16, 16), ("a", "b")), {}, 0).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    x, t, dx = torch.randn(2, 1, 16, 16), torch.tensor([0.3, 0.7]), torch.randn(2, 1, 16, 16)
+    method.requires_grad_(False)
+    cond = method.condition(Condition(label=torch.tensor([0, 1])), 2)
+    run = lambda x, t: method.net(x, t, cond)
+    _, found = torch.func.jvp(run, (x, t), (dx, 0.01 + 0 * t))  # networks are told 1000 t
+    h = 3e-3
+    slow = (run(x + h * dx, t + 0.01 * h) - run(x - h * dx, t - 0.01 * h)) / (2 * h)
+    torch.testing.assert_close(found, slow, rtol=0, atol=5e-3 * float(slow.abs().max()))

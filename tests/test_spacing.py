@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pixelkiln.core.types import Condition, Request, UserError
-from pixelkiln.processes import GaussianPath, cosine_path, flow_path, linear_path, to_x0
+from pixelkiln.processes import PATHS, GaussianPath, cosine_path, flow_path, linear_path, to_x0
 from pixelkiln.solvers import (
     SOLVERS,
     classifier_free,
@@ -33,7 +33,7 @@ from pixelkiln.solvers.guidance import joined
 from pixelkiln.solvers.spacing import Spacing
 
 
-@pytest.mark.parametrize("path", [linear_path(), cosine_path()], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [make() for make in PATHS.values()], ids=lambda p: p.name)
 @pytest.mark.parametrize("spacing", get_args(Spacing))
 def test_levels_for_every_number_of_steps(path: GaussianPath, spacing: str):
     s_max, s_min = path.s_max, path.s_min
@@ -43,8 +43,8 @@ def test_levels_for_every_number_of_steps(path: GaussianPath, spacing: str):
         assert s.dtype == torch.float64
         assert s[-1] == 0
         assert s.diff().max() < 0
-        assert abs(s[0] / s_max - 1) < 1e-12 or (spacing == "leading" and s[0] < s_max)  # trailing: the highest noise is always there
-        assert s[-2] > s_min * (1 - 1e-9)
+        assert abs(s[0] / s_max - 1) < 1e-7 or (spacing == "leading" and s[0] < s_max)  # trailing: the highest noise is always there
+        assert s[-2] > s_min * (1 - 1e-7)
 
 
 def test_karras_levels_are_equation_5():
@@ -167,18 +167,19 @@ def test_joined_conditions():
         joined((one, Condition()), 2)
 
 
+@pytest.mark.parametrize("n", [8, 50, 250])
 @pytest.mark.parametrize("spacing", get_args(Spacing))
-def test_levels_asked_for_bound_every_spacing_within_the_path(spacing: Spacing) -> None:
+def test_levels_asked_for_bound_every_spacing_within_the_path(spacing: Spacing, n: int) -> None:
     path = flow_path()  # it ends in pure noise, 1e4
-    s = spaced(path, 8, spacing, (0.05, 80.0))
-    assert s[-1] == 0
+    s = spaced(path, n, spacing, (0.05, 80.0))
+    assert s[-1] == 0 and len(s) == n + 1 and bool((s.diff() < 0).all())
     assert float(s[0]) <= 80.0 * (1 + 1e-9)
     assert float(s[-2]) >= 0.05 * (1 - 1e-9)
     if spacing != "leading":
         assert float(s[0]) == pytest.approx(80.0)
     if spacing in ("karras", "loglinear", "linspace"):
         assert float(s[-2]) == pytest.approx(0.05)
-    assert torch.equal(spaced(path, 8, spacing, (1e-9, 1e9)), spaced(path, 8, spacing, (path.s_min, path.s_max)))  # no wider than the path
+    assert torch.equal(spaced(path, n, spacing, (1e-9, 1e9)), spaced(path, n, spacing, (path.s_min, path.s_max)))  # no wider than the path
     with pytest.raises(UserError, match="lie outside"):
         spaced(path, 8, spacing, (2e4, 3e4))
 

@@ -65,6 +65,8 @@ class Method(nn.Module, ABC):
             if not isinstance(self.parents[role], protocol):
                 kind = type(self.parents[role]).__name__
                 raise UserError(f"parent {role!r} must be a {protocol.__name__.lower()}, and {kind} is not one: give another run")
+            if issubclass(protocol, Denoiser) and Ability.SOURCE in self.parents[role].abilities:
+                raise UserError(f"parent {role!r} changes pictures and needs one for each image that it makes: give the run of a model that draws from noise")
             if issubclass(protocol, Codec) and self.parents[role].shape != info.shape:
                 raise UserError(f"parent {role!r} has images of {tuple(self.parents[role].shape)}, and these are {tuple(info.shape)}: give the data that it was trained on")
         for parent in self.parents.values():

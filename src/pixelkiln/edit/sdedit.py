@@ -82,7 +82,7 @@ def levels_below(base: Denoiser, strength: float, order: Sampling) -> Tensor:
     if order.steps < 1:
         raise UserError(f"cannot sample in {order.steps} steps: give 1 or more")
     index = torch.arange(FINE + 1, dtype=torch.float64)
-    time = base.sigmas(FINE, "ddpm").cpu().flip(0)  # (FINE + 1,), rising from 0
+    time = base.sigmas(FINE, "ddpm", None, base.sigma_range).cpu().flip(0)  # (FINE + 1,), rising from 0
     curve = base.sigmas(FINE, order.solver, order.spacing, order.levels).cpu().flip(0)
     s_0 = _interpolated(torch.tensor([strength * FINE], dtype=torch.float64), index, time)
     top = _interpolated(s_0, curve, index)  # where s_0 lies on the solver's curve

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import final
 
 import torch
+import torch.autograd.forward_ad as fwAD
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["PooledAttention2d", "SelfAttention2d", "attend", "beside"]
 
@@ -25,6 +27,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, there: Tensor | None = None) -> Tens
     if q.device.type == "cpu" and k.shape[-2] <= SHORT:
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         return (logits if there is None else logits.masked_fill(~there, -torch.inf)).softmax(-1) @ v
+    if fwAD.unpack_dual(q).tangent is not None:  # forward derivatives, which the fused kernels have not
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, there)
     return F.scaled_dot_product_attention(q, k, v, there)
 
 

@@ -3,9 +3,9 @@
     q(xt | x0) = N(alpha_t x0, sigma_t^2 I),   alpha_t^2 + sigma_t^2 = 1                              eq. 4
     L = E_{t, x0, eps} [ w(t) || F(xt, t) - target ||^2 ],   xt = alpha_t x0 + sigma_t eps            eq. 14
 
-The network F predicts eps, x0 or v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022, arXiv 2202.00512, section 4); the schedule is
-the paper's linear one or the cosine one of Nichol and Dhariwal 2021 (arXiv 2102.09672); w is 1, or truncated in the signal-to-noise
-ratio (min-SNR, Hang et al. 2023, arXiv 2303.09556). Labels are dropped per sample in training, which is what classifier-free
+The network F predicts eps, x0, v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022, arXiv 2202.00512, section 4) or one of three others;
+the schedule is the cosine one of Nichol and Dhariwal 2021 (arXiv 2102.09672), the paper's linear one, or any other of docs/processes.md,
+as are w (1, or truncated in the signal-to-noise ratio: min-SNR, Hang et al. 2023, arXiv 2303.09556) and the density of the times. Labels are dropped per sample in training, which is what classifier-free
 guidance needs (Ho and Salimans 2022, arXiv 2207.12598). Any solver of `pixelkiln.solvers` samples, in any number of steps.
 """
 
@@ -25,8 +25,8 @@ from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import Weighting, denoising_loss, halves
 from ..objectives.uncertainty import LossBins
-from ..processes import PATHS, Density, Kind, PathName, draw_times
-from ..solvers.diffusion import Diffusion, Sampling, quick, training
+from ..processes import PATHS, SIGMA_DATA, Density, Kind, PathName, draw_times, keeps_data
+from ..solvers.diffusion import Free, Sampling, quick, training
 
 __all__ = ["DDPM", "DDPMConfig", "ddpm"]
 
@@ -52,7 +52,7 @@ class DDPMConfig:
 
 
 @final
-class DDPM(Diffusion):
+class DDPM(Free):
     """Diffusion in pixels; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")
@@ -61,6 +61,8 @@ class DDPM(Diffusion):
         super().__init__(info, parents)
         self.config, self.kind, self.clip, self.sampling = config, config.predict, config.clip, config.sampling
         self.path = PATHS[config.schedule]()
+        if self.path.scale is keeps_data:  # noisy images of any size, which no network should be fed
+            self.sigma_data = SIGMA_DATA
         self.fits(config.net.multiple, config.captions)
         self.condition, self.net = conditional(info, config)
         self.bins = LossBins(BINS) if config.balance else None
@@ -73,7 +75,7 @@ class DDPM(Diffusion):
         """L over stratified times; "loss" is its mean over the batch, also given for the cleaner and the noisier half."""
         x0, path, config = batch.x, self.path, self.config
         t = draw_times(len(x0), path, config.density, x0.device)
-        predict = lambda xt, t: self.network(xt, t, batch.cond)
+        predict = lambda xt, t: self.network(self.scaled(xt, t), self.told(t), batch.cond)
         each = denoising_loss(predict, x0, torch.randn_like(x0), t, path, config.predict, config.weighting, config.gamma)  # (B,)
         logged = halves(each, t < 0.5 * path.t_max)
         if self.bins is None:
@@ -82,8 +84,12 @@ class DDPM(Diffusion):
         self.bins.update(q, each)
         return {"loss": self.bins.normalized(q, each).mean(), "error": each.detach().mean(), **logged}
 
+    def told(self, t: Tensor) -> Tensor:
+        """t, but ln(s) / 4 on the Laplace path, whose high noise levels have times that round to one number."""
+        return (self.path.ratio(t).log() / 4).float() if self.config.schedule == "laplace" else t
+
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """F(xt, t, label)."""
+        """F(xt, t, label), or F(c_in x, t, label) on a path that keeps the data."""
         out: Tensor = self.net(x, t.float(), self.condition(cond, len(x)))
         return out
 

@@ -31,7 +31,7 @@ from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..objectives.uncertainty import uncertain
 from ..processes import Density, draw_times, edm_path
-from ..solvers.diffusion import Diffusion, Sampling, quick, training
+from ..solvers.diffusion import Free, Sampling, quick, training
 
 __all__ = ["EDM", "EDMConfig", "edm", "edm2"]
 
@@ -56,7 +56,7 @@ class EDMConfig:
 
 
 @final
-class EDM(Diffusion):
+class EDM(Free):
     """Diffusion with preconditioning; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")
@@ -80,8 +80,7 @@ class EDM(Diffusion):
         """L over stratified levels; "loss" is its mean over the batch, "error" the one without u, given for the cleaner and the noisier half."""
         x0 = batch.x
         t = draw_times(len(x0), self.path, self.config.density, x0.device)
-        scale = (self.c_in(t) / self.path.alpha(t)).float()[:, None, None, None]
-        each = denoising_loss(lambda xt, t: self.network(scale * xt, t, batch.cond), x0, torch.randn_like(x0), t, self.path, "F",
+        each = denoising_loss(lambda xt, t: self.network(self.scaled(xt, t), t, batch.cond), x0, torch.randn_like(x0), t, self.path, "F",
                               sigma_data=self.config.sigma_data)  # (B,)
         logged = halves(each, self.path.ratio(t) < self.config.sigma_data)
         if not self.config.uncertainty:

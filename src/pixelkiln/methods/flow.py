@@ -28,7 +28,7 @@ from ..nets.dit import DiTConfig
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Density, draw_times, flow_path
-from ..solvers.diffusion import Diffusion, Sampling, quick, training
+from ..solvers.diffusion import Free, Sampling, quick, training
 
 __all__ = ["Flow", "FlowConfig", "dit", "flow"]
 
@@ -48,7 +48,7 @@ class FlowConfig:
 
 
 @final
-class Flow(Diffusion):
+class Flow(Free):
     """A velocity field between data and noise; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")

@@ -32,7 +32,7 @@ from ..objectives.uncertainty import Draw, LossBins
 from ..processes import betas, cosine_path, linear_path, mix, strata, target, to_x0
 from ..processes.parameterization import column
 from ..solvers import ddpm_learned
-from ..solvers.diffusion import Diffusion, Sampling, guided, training
+from ..solvers.diffusion import Free, Sampling, guided, training
 
 __all__ = ["IDDPM", "IDDPMConfig", "iddpm"]
 
@@ -60,7 +60,7 @@ class Watched(Denoiser):
     """The model as a denoiser that keeps the share f of its last evaluation: guidance changes the mean alone, never the variance."""
 
     def __init__(self, base: IDDPM) -> None:
-        self.base, self.sigma_range = base, base.sigma_range
+        self.base, self.sigma_range, self.clip = base, base.sigma_range, base.clip
         self.share = torch.zeros(())
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
@@ -72,7 +72,7 @@ class Watched(Denoiser):
 
 
 @final
-class IDDPM(Diffusion):
+class IDDPM(Free):
     """Diffusion in pixels whose network knows how sure it is; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")

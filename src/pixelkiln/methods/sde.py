@@ -31,7 +31,7 @@ from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
 from ..objectives.denoising import denoising_loss, halves
 from ..processes import Density, draw_times, linear_path, subvp_path, ve_path
-from ..solvers.diffusion import Diffusion, Sampling, training
+from ..solvers.diffusion import Free, Sampling, training
 
 __all__ = ["SDE", "SDEConfig", "subvp_sde", "ve_sde", "vp_sde"]
 
@@ -50,7 +50,7 @@ class SDEConfig:
 
 
 @final
-class SDE(Diffusion):
+class SDE(Free):
     """A score network on the times of a stochastic differential equation; class-conditional where the data have classes."""
 
     averaged = ("net", "condition")
@@ -72,8 +72,7 @@ class SDE(Diffusion):
         """L over stratified times; "loss" is its mean over the batch, also given for the cleaner and the noisier half."""
         x0 = batch.x
         t = draw_times(len(x0), self.path, Density("uniform"), x0.device)
-        scale = (self.c_in(t) / self.path.alpha(t)).float()[:, None, None, None]
-        each = denoising_loss(lambda xt, t: self.network(scale * xt, t, batch.cond), x0, torch.randn_like(x0), t, self.path, "eps")  # (B,)
+        each = denoising_loss(lambda xt, t: self.network(self.scaled(xt, t), t, batch.cond), x0, torch.randn_like(x0), t, self.path, "eps")  # (B,)
         return {"loss": each.mean(), **halves(each, t < 0.5 * self.path.t_max)}
 
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .betas import Betas, beta, beta_tilde, betas
 from .densities import Density, draw_times, quantile, strata, times
-from .gaussian import GaussianPath
+from .gaussian import GaussianPath, keeps_data
 from .parameterization import SIGMA_DATA, Kind, Preconditioning, coefficients, convert, mix, precondition, target, to_eps, to_v, to_x0
 from .schedules import (
     PATHS,
@@ -38,6 +38,7 @@ __all__ = [
     "draw_times",
     "edm_path",
     "flow_path",
+    "keeps_data",
     "laplace_path",
     "linear_path",
     "mix",

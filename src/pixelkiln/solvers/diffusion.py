@@ -25,7 +25,7 @@ from .guidance import classifier_free, null_of, thresholded
 from .likelihood import ode_log_prob, signs
 from .spacing import spacing_named
 
-__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "quick", "solve", "training"]
+__all__ = ["KNOBS", "PASSED_ON", "Diffusion", "Free", "Sampling", "clamped", "drawn", "from_noise", "guided", "noise_for", "quick", "solve", "training"]
 
 KNOBS = frozenset(
     {Ability.STEPS, Ability.SOLVER, Ability.SPACING, Ability.LEVELS, Ability.ETA, Ability.CHURN, Ability.GUIDANCE, Ability.INTERVAL, Ability.RESCALE, Ability.THRESHOLD}
@@ -68,16 +68,25 @@ class Sampling:
 
 def guided(base: Denoiser, cond: Condition, order: Sampling) -> Denoise:
     """The denoiser of some samples, guided as the order says."""
-    return clamped(classifier_free(base.denoise, cond, null_of(cond), order.guidance, order.interval, order.rescale), order)
+    return clamped(classifier_free(base.denoise, cond, null_of(cond), order.guidance, order.interval, order.rescale), order, base)
 
 
-def clamped(denoise: Denoise, order: Sampling) -> Denoise:
-    """With the order's threshold, if any."""
-    return denoise if order.threshold is None else thresholded(denoise, order.threshold)
+def clamped(denoise: Denoise, order: Sampling, base: Denoiser) -> Denoise:
+    """With the order's threshold, if any; else within [-1, 1], which guidance leaves, where the estimates of the base are kept there (`clip`)."""
+    if order.threshold is not None:
+        return thresholded(denoise, order.threshold)
+    return (lambda x, s: denoise(x, s).clamp(-1, 1)) if getattr(base, "clip", False) else denoise
 
 
 def from_noise(base: Denoiser, denoise: Denoise, first: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
-    """Images (B, C, H, W) by a guided denoiser from standard normal `first` (B, C, H, W), the end of the path of `base`."""
+    """Images (B, C, H, W) by a guided denoiser from standard normal `first` (B, C, H, W), the end of the path of `base`.
+
+    UserError where there is no fresh noise and the solver draws some.
+    """
+    chosen = solver(order.solver)
+    if fresh is None and chosen.stochastic and not (chosen.eta and order.eta == 0) and not (chosen.churn and order.churn == 0):
+        raise UserError(f"an image is a function of its latent only by a solver without noise of its own, and {order.solver} draws some here: "
+                        "give --solver ddim or dpmpp-2m, and leave out eta and churn")
     levels = base.sigmas(order.steps, order.solver, order.spacing, order.levels)
     x = first * (1 + float(levels[0]) ** 2) ** 0.5  # as noisy as data of unit variance are there
     return solve(denoise, x, levels, order, fresh, request)
@@ -129,9 +138,9 @@ def quick(size: Size, base: Sampling) -> Sampling:
     return found
 
 
-class Diffusion(Method, Denoiser, Latent, Likelihood):
+class Diffusion(Method, Denoiser):
     """A trained network F on a Gaussian path. A family sets `path`, `kind` (what F predicts), `sampling` and `clip` before use, and adds
-    `network`, `updates` and its loss.
+    `network`, `updates` and its loss. One that needs no picture to begin with is a `Free`.
 
     sigma_data: None feeds xt itself to F; a number feeds c_in x with c_in = (s^2 + sigma_data^2)^-1/2 (Karras et al. 2022, table 1).
     """
@@ -146,7 +155,11 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """F, (B, C, H, W), for its scaled input (B, C, H, W) at the times t (B,)."""
+        """F, (B, C, H, W), for its scaled input (B, C, H, W) at the times t (B,), as `told`."""
+
+    def told(self, t: Tensor) -> Tensor:
+        """What F is told of the times t, (B,) float64 -> (B,)."""
+        return t
 
     @property
     def sigma_range(self) -> tuple[float, float]:  # type: ignore[override]
@@ -174,11 +187,15 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
         """The factor from x to the network's input at the times t, (B,) float64."""
         return self.path.alpha(t) if self.sigma_data is None else (self.path.ratio(t) ** 2 + self.sigma_data**2).rsqrt()
 
+    def scaled(self, xt: Tensor, t: Tensor) -> Tensor:
+        """The network's input for xt = alpha_t x0 + sigma_t eps, (B, C, H, W), at the times t, (B,) float64."""
+        return xt if self.sigma_data is None else (self.c_in(t) / self.path.alpha(t)).float()[:, None, None, None] * xt
+
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         """E[x0 | x0 + sigma noise]: the network's prediction turned into x0."""
         s = (sigma.cpu() if sigma.device.type == "mps" else sigma).double()  # the path is in float64, which MPS lacks
         t = self.path.t_of_ratio(s).clamp(self.path.t_min, self.path.t_max)
-        alpha, share, t, c_in = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t), t, self.c_in(t)))  # (B,)
+        alpha, share, t, c_in = (v.float().to(x.device) for v in (self.path.alpha(t), self.path.sigma(t), self.told(t), self.c_in(t)))  # (B,)
         out = self.network(c_in[:, None, None, None] * x, t, cond).float()
         x0 = to_x0(self.kind, out, alpha[:, None, None, None] * x.float(), alpha, share, self.sigma_data or SIGMA_DATA)
         return x0.clamp(-1, 1) if self.clip else x0
@@ -192,14 +209,22 @@ class Diffusion(Method, Denoiser, Latent, Likelihood):
         order = self.sampling.asked(request)
         return drawn(self, guided(self, request.cond, order), order, request, tuple(self.shape), self.device)
 
+
+
+class Free(Diffusion, Latent, Likelihood):
+    """One that draws from noise alone: the noise is a latent, and the probability-flow ODE has a density."""
+
     def latents(self, seeds: Sequence[int]) -> Tensor:
         """The noise at the end of the path, (n, C, H, W)."""
         return noise(streams(seeds, "noise"), tuple(self.shape))
 
     def from_latents(self, z: Tensor, request: Request) -> Tensor:
-        """The probability-flow ODE from that noise (deterministic: DDIM unless the request names another solver)."""
+        """The probability-flow ODE from that noise: DDIM unless the request names another solver, without fresh noise, however the model samples else.
+
+        UserError for a solver, or an eta or a churn in the request, that draws noise of its own.
+        """
         request = replace(request, solver=request.solver or "ddim")
-        order = self.sampling.asked(request)
+        order = replace(self.sampling, eta=0.0, churn=0.0).asked(request)
         return from_noise(self, guided(self, request.cond, order), z, order, None, request)
 
     def log_prob(self, x: Tensor, samples: int, gen: torch.Generator) -> Score:

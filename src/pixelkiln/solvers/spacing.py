@@ -88,8 +88,8 @@ def spaced(path: GaussianPath, n: int, spacing: Spacing, levels: tuple[float, fl
             return leading_time(n, path.ratio, first, last)
         case "linspace":
             return linspace_time(n, path.ratio, first, last)
-        case "time":
-            return uniform_time(n, path.ratio, last)
+        case "time":  # its last level, at t_max / n, is no lower than the path has, or than asked for
+            return uniform_time(n, path.ratio, last) if last / n >= first else linspace_time(n, path.ratio, first, last)
 
 
 def spacing_named(name: str) -> Spacing:
