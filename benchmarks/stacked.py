@@ -29,6 +29,7 @@ from pixelkiln.data.prepare import resize
 from pixelkiln.engine.features import extractor_for
 from pixelkiln.engine.where import processor
 from pixelkiln.metrics import Modes
+from pixelkiln.objectives.adversarial import OBJECTIVES
 
 PART = 2048  # images that are named at a time
 Name = Callable[[Tensor], Tensor]  # grey images uint8 (N, 1, 28, 28) -> digits (N,)
@@ -79,7 +80,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="MNIST")
     p.add_argument("--work", type=Path, required=True, help="where images, runs, samples and logs go")
-    p.add_argument("--recipes", help="with commas; default: the family gan, without those that need labels")
+    p.add_argument("--recipes", help="with commas, NAME or NAME:OBJECTIVE; default: the family gan, without those that need labels, and dcgan with each objective of the game")
     p.add_argument("--minutes", type=float, default=5.0)
     p.add_argument("--seeds", type=int, default=1)
     p.add_argument("--images", type=int, default=100_000, help="training images (each tenth is held out by the .npz source)")
@@ -101,14 +102,16 @@ def main() -> None:
     floor = {**scores(seen, reference), "named right": float((seen == true).double().mean())}
     print(f"real stacks: {floor['modes']} modes, KL {floor['kl']:.4f}, {floor['named right']:.1%} named right", flush=True)
     rows, failed = [], {}
-    for recipe in args.recipes.split(",") if args.recipes else family("gan"):
+    for recipe in args.recipes.split(",") if args.recipes else [*family("gan"), *(f"dcgan:{name}" for name in OBJECTIVES)]:
+        name, _, objective = recipe.partition(":")
+        more = [*args.more.split(), *(["--model.rules.objective", objective] if objective else [])]
         for seed in range(args.seeds):
-            folder = args.work / f"{recipe}-{seed}"
+            folder = args.work / f"{recipe.replace(':', '-')}-{seed}"
             target = folder.with_suffix(".json")
             try:
                 row = kept(target)
                 if row is None:
-                    facts = trained(recipe, source, folder, args.minutes, seed, args.more.split())
+                    facts = trained(name, source, folder, args.minutes, seed, more)
                     file, seconds = sampled(folder, args.n)
                     images, labels = arrays(file)
                     sheet(images, labels, folder.with_suffix(".png"))
