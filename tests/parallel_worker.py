@@ -42,6 +42,12 @@ KEEPING = {  # what else keeps state from step to step; FEW steps, and no sample
     "ada": ("dcgan", {"model.rules.augment": "ada", "model.rules.ada_speed": "2000"}),
     "edm2": ("edm2", {}),
     "iddpm": ("iddpm", {"model.resample": "true"}),
+    "balance": ("ddpm", {"model.balance": "true"}),
+    "biggan": ("biggan", {}),
+    "r3gan": ("r3gan", {"model.rules.r1": "-1", "model.rules.r_sigma": "0.01"}),
+    "infogan": ("infogan", {}),
+    "consistency": ("cgan", {"model.rules.consistency": "10", "model.rules.consistency_fake": "10", "model.rules.augment": "diffaugment", "model.rules.noise": "0.1"}),
+    "wgan": ("wgan", {"model.nets.norm": "weight", "model.nets.minibatch": "4"}),
     "muon": ("flow", {"train.opts.main.kind": "muon"}),
 }
 CASES |= {name: (override(builtin()[recipe]("tiny"), changes).last, 2) for name, (recipe, changes) in KEEPING.items()}
