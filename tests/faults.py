@@ -559,7 +559,7 @@ def poisoned(what: str, at: int) -> None:
     def bad(self: loop.Trainer, k: int) -> None:
         parameter = self.owned[self.rows[0].opt][0]
         if k == at and what == "weight":
-            parameter.data.view(-1)[:1] = float("nan")
+            parameter.data[(0,) * parameter.ndim] = float("nan")
         if k == at and what == "gradient":
             parameter.register_hook(lambda g: g * float("nan"))
         if k == at and what == "loss":

@@ -155,6 +155,28 @@ def test_divergence_names_step_term_and_last_good_checkpoint(tmp_path: Path) -> 
     assert all(bool(torch.isfinite(v).all()) for v in found.tensors("weights").values()), "a poisoned step is never saved"
 
 
+def test_what_cannot_be_factorized_since_a_weight_is_nan_is_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvae` takes Cholesky's factor of a covariance; a mistake in a step with finite weights stays what it is."""
+    step = Trainer.step
+
+    def poisoned(self: Trainer, k: int) -> None:
+        if k == 2:
+            next(self.method.parameters()).data.fill_(torch.nan)
+        step(self, k)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", poisoned)
+        with pytest.raises(Diverged, match=r"weight .* is not finite; no checkpoint had been saved yet"):
+            train(order(tmp_path / "r", "dvae", budget=Budget(steps=4), changes={"train.batch": "16"}), HERE, log=QUIET)
+
+    def mistaken(self: Trainer, k: int) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(Trainer, "step", mistaken)
+    with pytest.raises(RuntimeError, match="^a mistake$"):
+        train(order(tmp_path / "s", "dvae", budget=Budget(steps=4), changes={"train.batch": "16"}), HERE, log=QUIET)
+
+
 def test_two_stages_train_in_turn_and_load_as_one(tmp_path: Path) -> None:
     name = f"{TOYS}:two_stage"
     run = train(order(tmp_path / "r", name, changes={"codec.model.components": "4"}), HERE, log=QUIET)

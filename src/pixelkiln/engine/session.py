@@ -124,6 +124,14 @@ class Session:
     feed: Feed
     watch: Watch | None = None
 
+    def step(self, k: int) -> None:
+        """Step k. What cannot be computed (a factorization, say) since a weight or a term is not finite is `Diverged`."""
+        try:
+            self.trainer.step(k)
+        except RuntimeError:
+            self.trainer.check()
+            raise
+
     def loop(self, done: int, log_every: int, sample_every: int | None, save_every: int | None, log: Log) -> None:
         """Steps from `done` up to the total; after a look that finds the run collapsed, once more from where it was healthy."""
         self.begin, team = time.perf_counter(), self.where.team
@@ -134,7 +142,7 @@ class Session:
             self.save(done)
         with signals(team.size == 1) as caught, log.meter(f"{self.run.path.name}", self.total, done) as meter:
             while step < self.total:
-                self.trainer.step(step)
+                self.step(step)
                 step, now = step + 1, time.perf_counter()
                 end, good = step == self.total, False
                 if step % log_every == 0 or end:
