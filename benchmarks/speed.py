@@ -163,6 +163,9 @@ def contests(args: argparse.Namespace) -> list[Contest]:
             *diffusers("diffusers, the fastest way", args.cifar10, *same), *diffusers("diffusers, compiled", args.cifar10, *same, "--compile"))))  # fmt: skip
         found.append(Contest("DiT base, CIFAR-10", tuple(
             kiln(f"pixelkiln dit, {way}", "dit", args.cifar10, "--size", "base", "--batch", "256", *more) for way, *more in ways[1:])))  # fmt: skip
+        found.append(Contest("BigGAN 64 pixels, CIFAR-10", tuple(
+            kiln(f"pixelkiln biggan, {way}", "biggan", args.cifar10, "--size", "base", "--batch", "256", "--set", "train.accumulate=1", *more) for way, *more in ways
+            if "graphs" not in way)))  # fmt: skip
     found.append(Contest("sampling, MNIST", (
         kiln("pixelkiln ddpm, its default solver", "ddpm", args.mnist, "--sampling"),
         peer("the document's, 1,000 steps", "document_diffusion.py", args.mnist, "--sampling"),

@@ -35,7 +35,7 @@ for path in sys.argv[1:]:
 def helped() -> dict[str, str]:
     """What each program of benchmarks/ did when asked for --help, all in one process."""
     path = os.pathsep.join(map(str, (ROOT / "benchmarks", ROOT / "benchmarks" / "peers", ROOT / "src")))
-    found = subprocess.run([sys.executable, "-c", HELP, *map(str, PROGRAMS)], capture_output=True, text=True, check=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
+    found = subprocess.run([sys.executable, "-c", HELP, *map(str, PROGRAMS)], capture_output=True, text=True, check=True, timeout=300, env=os.environ | {"PYTHONPATH": path})
     return dict(line.split(" ", 1) for line in found.stdout.splitlines())
 
 
