@@ -371,9 +371,9 @@ def test_refusals(extractor: Extractor, num: int, labels: Tensor | None, metrics
 
 
 @pytest.mark.learns
-def test_extractor_reaches_99_percent_on_mnist(tmp_path: Path) -> None:
+def test_extractor_reaches_98_percent_on_mnist_with_a_quarter_of_its_images(tmp_path: Path) -> None:
     folder = shared_data("mnist")
     test = open_source(folder, split="test")
-    found = extractor_for(open_source(folder, split="train"), test, cache_dir=tmp_path, config=ExtractorConfig(images=60_000))  # half of what users get
+    found = extractor_for(open_source(folder, split="train"), test, cache_dir=tmp_path, config=ExtractorConfig(images=30_000))
     assert found.accuracy is not None
-    assert found.accuracy >= 0.99  # 0.9924; with a third of the images 0.9878
+    assert found.accuracy >= 0.98  # 0.9868; with 60,000 images 0.9924, with all that users get 0.994

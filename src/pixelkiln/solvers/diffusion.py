@@ -210,7 +210,6 @@ class Diffusion(Method, Denoiser):
         return drawn(self, guided(self, request.cond, order), order, request, tuple(self.shape), self.device)
 
 
-
 class Free(Diffusion, Latent, Likelihood):
     """One that draws from noise alone: the noise is a latent, and the probability-flow ODE has a density."""
 
