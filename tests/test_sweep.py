@@ -183,3 +183,14 @@ def test_a_plot_has_its_lines_and_where_they_are() -> None:
     assert "a &lt; b (log scale)" in svg
     width = float(root.get("viewBox", "").split()[2])
     assert all(0 < x < width for x, _ in circles)
+
+
+def test_labels_of_values_that_lie_close_do_not_touch() -> None:
+    """19 and 20, 49 and 50: the one that more lines have."""
+    usual, odd = [1, 2, 3, 5, 10, 20, 50], [1, 3, 5, 9, 19, 49]
+    svg = plot("t", {"a": [(x, 1.0) for x in usual], "b": [(x, 2.0) for x in usual], "c": [(x, 3.0) for x in odd]}, "n", log_x=True)
+    root = ET.fromstring(svg)
+    low = [t for t in root.iter("{http://www.w3.org/2000/svg}text") if t.get("y") == "330"]
+    assert [t.text for t in low] == list(map(str, usual))
+    places = [float(t.get("x", "nan")) for t in low]
+    assert all(b - a >= 18 for a, b in zip(places, places[1:], strict=False))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from .charts import LOG_TO, log_ticks, number, short, span, ticks
@@ -12,6 +13,7 @@ __all__ = ["plot"]
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM, LETTER = 560, 360, 60, 34, 46, 6.6
+MANY, ROOM = 24, 18.0  # values that may each have a label, and pixels between two
 COLORS = ("#b5451b", "#2463a8", "#3c8045", "#8a4f9e", "#8a6d0b", "#147d86", "#c2477f", "#5b5b62")
 DASHES = ("none", "6 3", "2 3", "8 3 2 3")
 LOG_FROM = 8.0  # positive values whose largest and smallest have a larger ratio get a logarithmic axis
@@ -38,7 +40,7 @@ def plot(title: str, lines: Mapping[str, Points], x_unit: str, floor: float | No
     for value in _marks(y0, y1, log_y):
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{right}" y1="{down(value):.1f}" y2="{down(value):.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4:.1f}" text-anchor="end">{short(value)}</text>')
-    for value in sorted(set(xs)) if log_x and len(set(xs)) <= 12 else _marks(x0, x1, log_x):
+    for value in _apart(xs, across) if log_x and len(set(xs)) <= MANY else _marks(x0, x1, log_x):
         parts.append(f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{short(value)}</text>')
     parts.append(f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 10}" text-anchor="middle">{escape(x_unit)}</text>')
     parts.append(f'<text class="title" x="{LEFT}" y="18">{escape(title)}{" (log scale)" if log_y else ""}</text>')
@@ -56,6 +58,15 @@ def plot(title: str, lines: Mapping[str, Points], x_unit: str, floor: float | No
     height = max(HEIGHT, TOP + 18 * len(names) + 8)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height}" width="{width:.0f}" height="{height}" role="img" '
             f'aria-label="{escape(title)}"><style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>\n')
+
+
+def _apart(xs: Sequence[float], across: Callable[[float], float]) -> list[float]:
+    """Those of the values, the most frequent first, whose labels do not touch."""
+    chosen: list[float] = []
+    for x, _ in Counter(xs).most_common():
+        if all(abs(across(x) - across(other)) >= ROOM for other in chosen):
+            chosen.append(x)
+    return sorted(chosen)
 
 
 def _level(value: float, log: bool) -> float:
