@@ -167,9 +167,11 @@ class Denoiser(ABC):
     """E[x0 | x] for x = x0 + sigma * noise (variance-exploding coordinates, which every Gaussian path maps to by x / alpha).
 
     denoise: x (B, C, H, W), sigma (B,) -> x0 (B, C, H, W). sigma_range: the smallest and largest sigma it was trained for.
+    clip: its estimates are kept in [-1, 1], and what guidance makes of them is to be kept there, too.
     """
 
     sigma_range: tuple[float, float]
+    clip: bool = False
 
     @abstractmethod
     def denoise(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor: ...

@@ -75,7 +75,7 @@ def clamped(denoise: Denoise, order: Sampling, base: Denoiser) -> Denoise:
     """With the order's threshold, if any; else within [-1, 1], which guidance leaves, where the estimates of the base are kept there (`clip`)."""
     if order.threshold is not None:
         return thresholded(denoise, order.threshold)
-    return (lambda x, s: denoise(x, s).clamp(-1, 1)) if getattr(base, "clip", False) else denoise
+    return (lambda x, s: denoise(x, s).clamp(-1, 1)) if base.clip else denoise
 
 
 def from_noise(base: Denoiser, denoise: Denoise, first: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
