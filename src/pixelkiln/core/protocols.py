@@ -167,7 +167,7 @@ class Denoiser(ABC):
     """E[x0 | x] for x = x0 + sigma * noise (variance-exploding coordinates, which every Gaussian path maps to by x / alpha).
 
     denoise: x (B, C, H, W), sigma (B,) -> x0 (B, C, H, W). sigma_range: the smallest and largest sigma it was trained for.
-    clip: its estimates are kept in [-1, 1], and what guidance makes of them is to be kept there, too.
+    clip: its estimates are kept in [-1, 1], and what classifier-free guidance makes of them is kept there, too.
     """
 
     sigma_range: tuple[float, float]

@@ -59,7 +59,7 @@ class Composed(Method):
         assert isinstance(base, Denoiser)
         order, n = self.config.sampling.asked(request), len(request.seeds)
         terms = [(Condition(label=torch.full((n,), k, device=self.device)), w) for k, w in zip(self.labels, self.config.weights, strict=True)]
-        denoise = clamped(product(base.denoise, terms, Condition()), order, base)
+        denoise = clamped(product(base.denoise, terms, Condition()), order)
         return drawn(base, denoise, order, request, tuple(self.shape), self.device)
 
 

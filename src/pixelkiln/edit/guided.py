@@ -69,7 +69,7 @@ class ClassifierGuided(Method):
                 return each.gather(1, column)[:, 0] * known
 
             denoise = towards(denoise, logp, order.guidance, order.interval)
-        return drawn(base, clamped(denoise, order, base), order, request, tuple(self.shape), self.device)
+        return drawn(base, clamped(denoise, order), order, request, tuple(self.shape), self.device)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Autoguided(Method):
         order = self.config.sampling.asked(request)
         main, other = (conditioned(model.denoise, request.cond) for model in (base, weak))
         denoise = away_from(main, other, order.guidance, order.interval)
-        return drawn(base, clamped(denoise, order, base), order, request, tuple(self.shape), self.device)
+        return drawn(base, clamped(denoise, order), order, request, tuple(self.shape), self.device)
 
 
 def _alike(name: str, other: Method, base: Method) -> None:

@@ -67,15 +67,14 @@ class Sampling:
 
 
 def guided(base: Denoiser, cond: Condition, order: Sampling) -> Denoise:
-    """The denoiser of some samples, guided as the order says."""
-    return clamped(classifier_free(base.denoise, cond, null_of(cond), order.guidance, order.interval, order.rescale), order, base)
+    """The denoiser of some samples, guided as the order says; within [-1, 1], which guidance leaves, where the base keeps its estimates there."""
+    denoise = classifier_free(base.denoise, cond, null_of(cond), order.guidance, order.interval, order.rescale)
+    return (lambda x, s: denoise(x, s).clamp(-1, 1)) if base.clip and order.threshold is None else clamped(denoise, order)
 
 
-def clamped(denoise: Denoise, order: Sampling, base: Denoiser) -> Denoise:
-    """With the order's threshold, if any; else within [-1, 1], which guidance leaves, where the estimates of the base are kept there (`clip`)."""
-    if order.threshold is not None:
-        return thresholded(denoise, order.threshold)
-    return (lambda x, s: denoise(x, s).clamp(-1, 1)) if base.clip else denoise
+def clamped(denoise: Denoise, order: Sampling) -> Denoise:
+    """With the order's threshold, if any."""
+    return denoise if order.threshold is None else thresholded(denoise, order.threshold)
 
 
 def from_noise(base: Denoiser, denoise: Denoise, first: Tensor, order: Sampling, fresh: Noise | None, request: Request) -> Tensor:
