@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixelkiln.core.recipe import OptConfig
-from pixelkiln.core.types import UserError
+from pixelkiln.core.recipe import OptConfig, TrainConfig
+from pixelkiln.core.types import DataInfo, ImageShape, UserError
+from pixelkiln.engine.loop import optimizers
 from pixelkiln.engine.muon import is_matrix, orthogonal
 from pixelkiln.engine.optim import build, pack, unpack
+from pixelkiln.methods.flow import Flow, FlowConfig
+from pixelkiln.nets.unet import UNetConfig
 
 CONFIG = OptConfig("muon", lr=3e-3, betas=(0.9, 0.99))
 
@@ -105,3 +108,14 @@ def test_matrices_are_adams_where_the_recipe_says_so() -> None:
     unpack({"main": build(config, again, names)}, pack({"main": opt}))
     with pytest.raises(UserError, match=r"'net.tabl' is no part of the nets: they have net.table, net.tables, net.heads, net.gain"):
         build(OptConfig("muon", adam=("net.tabl",)), ours, names)
+
+
+def test_tables_of_classes_and_words_are_adams_anyway() -> None:
+    """Twenty classes and the words of captions: rows that a batch has not seen keep their place, as with Adam, and the hidden matrices are Muon's."""
+    info = DataInfo(ImageShape(1, 16, 16), tuple(map(str, range(20))), ("a red circle",))
+    method = Flow(info, FlowConfig(net=UNetConfig(width=16, mults=(1,), blocks=1, attention=()), dim=32, captions=4))
+    _, opts = optimizers(method, TrainConfig(opts={"main": OptConfig("muon")}))
+    name = {id(p): n for n, p in method.named_parameters()}
+    adams = {name[id(p)] for group in opts["main"].param_groups if group["adam"] for p in group["params"]}
+    assert adams == {"condition.table.weight", "condition.reader.table.weight"}
+    assert any(is_matrix(p) for group in opts["main"].param_groups if not group["adam"] for p in group["params"])

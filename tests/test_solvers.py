@@ -5,6 +5,7 @@ N(mu, S): D(x, s) = mu + S (S + s^2)^-1 (x - mu), and along the flow (x - mu)_k 
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +16,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from pixelkiln.core.errors import UserError
 from pixelkiln.processes import cosine_path, linear_path, to_x0
-from pixelkiln.solvers import SOLVERS, ddim, ddpm, ddpm_large, dpmpp_2m, euler, heun, karras, log_linear, restart, spaced
+from pixelkiln.solvers import (
+    SOLVERS,
+    ddim,
+    ddpm,
+    ddpm_large,
+    dpmpp_2m,
+    euler,
+    heun,
+    karras,
+    log_linear,
+    pc_ve,
+    restart,
+    rk45,
+    solver,
+    spaced,
+)
 from pixelkiln.solvers.spacing import Spacing
 
 MU = torch.tensor([0.3, -0.7, 0.1], dtype=torch.float64)
@@ -347,3 +364,50 @@ def test_stochastic_solvers_ask_for_noise_and_all_for_falling_levels():
     for bad in ([1.0, 0.5], [1.0, 1.0, 0.0], [0.5, 1.0, 0.0], [0.0]):
         with pytest.raises(ValueError, match="fall"):
             euler(denoise, x, torch.tensor(bad))
+
+
+@pytest.mark.parametrize("name", [n for n, s in SOLVERS.items() if s.own])
+def test_options_of_its_own_are_within_their_range_by_default(name: str) -> None:
+    """Every declared option exists, and giving its default changes nothing."""
+    found = SOLVERS[name]
+    defaults = {option: inspect.signature(found.solve).parameters[option].default for option in found.own}
+    assert all(least <= defaults[option] <= most for option, (least, most) in found.own.items())
+    same = solver(":".join([name, *(f"{option}={value}" for option, value in defaults.items())]))
+    x, levels = start(2), karras(6, 0.01, 80.0)
+    outs = [each.run(denoise, x, levels, noise=drawn(3, x), churn=5.0) for each in (found, same)]
+    assert torch.equal(*outs)
+    assert same.evaluations(7) == found.evaluations(7)
+
+
+def test_options_after_colons_reach_the_solver_and_its_number_of_evaluations() -> None:
+    x, levels, calls = start(2), karras(6, 0.01, 80.0), 0
+
+    def counted(x: Tensor, s: float) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return denoise(x, s)
+
+    told = solver("restart:low=0.5:repeats=4:steps=5")
+    assert torch.equal(told.run(counted, x, levels, noise=drawn(3, x)), restart(denoise, x, levels, noise=drawn(3, x), low=0.5, repeats=4, steps=5))
+    assert calls == told.evaluations(6) == 2 * 6 - 1 + 2 * 4 * 5
+    assert torch.equal(solver("pc-ve:snr=0.05").run(denoise, x, levels, noise=drawn(3, x)), pc_ve(denoise, x, levels, noise=drawn(3, x), snr=0.05))
+    assert torch.equal(solver("heun:s_noise=1.003:s_min=0").run(denoise, x, levels, noise=drawn(3, x), churn=9.0), heun(denoise, x, levels, noise=drawn(3, x), churn=9.0, s_noise=1.003, s_min=0.0))
+    assert torch.equal(solver("rk45:tolerance=1e-7").run(denoise, x, levels), rk45(denoise, x, levels, tolerance=1e-7))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("restart:repeat=4", "did you mean repeats"),
+        ("euler:snr=1", "no option 'snr' of its own"),
+        ("pc-ve:snr=2", "from 0 to 1"),
+        ("pc-ve:snr=nan", "from 0 to 1"),
+        ("heun:s_max=inf", "a number from 0"),
+        ("restart:steps=1.5", "a whole number"),
+        ("restart:steps", "write restart:steps=VALUE"),
+        ("hein:snr=1", "unknown solver 'hein'"),
+    ],
+)
+def test_options_that_there_are_not_and_values_out_of_range_are_refused(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        solver(name)

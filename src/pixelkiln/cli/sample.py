@@ -40,7 +40,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
     """What some methods can be told when they sample; a method that cannot use one refuses it."""
     group = parser.add_argument_group("sampling (a method refuses what it does not know)")
     group.add_argument("--steps", type=whole, metavar="N", help="solver steps")
-    group.add_argument("--solver", metavar="S", help="ddpm, ddim, dpmpp-2m, euler, heun, …: docs/solvers.md lists them")
+    group.add_argument("--solver", metavar="S", help="ddpm, ddim, dpmpp-2m, euler, heun, … with options of its own after colons, pc-ve:snr=0.1: docs/solvers.md lists them")
     group.add_argument("--spacing", metavar="S", help="of the noise levels: karras, loglinear, time, …; default: as suits the solver")
     group.add_argument("--levels", type=bounds, metavar="LO,HI", help="the lowest and the highest noise level, between which the solver steps")
     group.add_argument("--eta", type=float, metavar="X", help="share of ancestral noise of ddim, 0 to 1")

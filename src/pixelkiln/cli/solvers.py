@@ -14,7 +14,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Arguments of `solvers`."""
     parser.add_argument("run", metavar="RUN", help="a run folder of a diffusion model")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="for solvers.json, .md and .svg; what it has is not measured again")
-    parser.add_argument("--solvers", default="all", metavar="A,B", help="names, or all")
+    parser.add_argument("--solvers", default="all", metavar="A,B", help="names, or all; options of one after colons, restart:repeats=4")
     parser.add_argument("--evaluations", type=wholes, metavar="N,N", help="columns: at most so many network evaluations (default: 1,2,3,5,8,10,15,20,30,50)")
     parser.add_argument("--guidance", type=numbers, metavar="W,W", help="guidance weights, each with every solver (default: the run's own)")
     parser.add_argument("--spacing", metavar="A,B", help="spacings of the noise levels, each with every solver (default: each solver's own)")

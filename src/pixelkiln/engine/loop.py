@@ -15,7 +15,7 @@ from ..core.recipe import TrainConfig
 from ..core.rng import key, seed_all
 from ..core.types import Batch, Moment
 from .ema import Average
-from .optim import build, lr_at, pack, settle, unpack
+from .optim import build, lr_at, pack, settle, tables, unpack
 from .parallel import Buffers
 from .where import Where
 
@@ -69,7 +69,8 @@ def optimizers(method: Method, config: TrainConfig) -> tuple[dict[str, list[nn.P
     for name in owned:
         if name not in config.opts:
             raise ValueError(f"the recipe has no optimiser {name!r} for its updates: it has {', '.join(config.opts)}")
-    built = {name: build(config.opts[name], params.values(), list(params)) for name, params in owned.items()}
+    looked_up = {f"{net}.{n}" for row in rows for net in row.nets for n in tables(getattr(method, net))}
+    built = {name: build(config.opts[name], params.values(), list(params), looked_up) for name, params in owned.items()}
     return {name: list(params.values()) for name, params in owned.items()}, built
 
 

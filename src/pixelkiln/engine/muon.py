@@ -63,7 +63,7 @@ def _polar(gram: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """The optimizer. betas: Adam's, of what is no matrix or in a group with "adam"; the matrices' momentum is 0.95.
 
-    Tables of vectors and the last layer, before a softmax, are better Adam's (Jordan et al. 2024). After 200 steps of `code-prior` on MNIST: 3.58 nats
+    Tables of vectors and the last layer, before a softmax, are better Adam's (Jordan et al. 2024); the loop gives it the tables anyway. After 200 steps of `code-prior` on MNIST: 3.58 nats
     a code with all matrices by Muon, 3.48 with the table by Adam, 3.37 with the table and the last layer.
     """
 

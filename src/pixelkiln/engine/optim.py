@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from ..core.recipe import OptConfig
 from ..core.types import Moment, UserError
 from .muon import Muon
 
-__all__ = ["build", "lr_at", "pack", "settle", "unpack"]
+__all__ = ["build", "lr_at", "pack", "settle", "tables", "unpack"]
 
 
-def build(config: OptConfig, parameters: Iterable[nn.Parameter], names: Sequence[str] = ()) -> torch.optim.Optimizer:
-    """The optimiser, fused where the device has it. names: of the parameters, for what `config.adam` says of them."""
+def build(config: OptConfig, parameters: Iterable[nn.Parameter], names: Sequence[str] = (), tables: Collection[str] = ()) -> torch.optim.Optimizer:
+    """The optimiser, fused where the device has it. names: of the parameters, for what `config.adam` says of them; tables: those that are Adam's anyway."""
     params = list(parameters)
     fused = all(p.device.type in ("cpu", "cuda") for p in params)
     if config.kind == "sgd":
@@ -25,17 +25,22 @@ def build(config: OptConfig, parameters: Iterable[nn.Parameter], names: Sequence
     if config.kind == "rmsprop":
         return torch.optim.RMSprop(params, config.lr, alpha=config.betas[1], eps=config.eps, weight_decay=config.weight_decay, momentum=config.betas[0])
     if config.kind == "muon":
-        return Muon(_parted(config, params, names), config.lr, config.betas, config.eps, config.weight_decay)
+        return Muon(_parted(config, params, names, tables), config.lr, config.betas, config.eps, config.weight_decay)
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     return kind(params, config.lr, config.betas, config.eps, config.weight_decay, fused=fused)
 
 
-def _parted(config: OptConfig, params: Sequence[nn.Parameter], names: Sequence[str]) -> list[dict[str, Any]]:
+def tables(net: nn.Module) -> list[str]:
+    """The weights of a net that are looked up by number: classes, words, codes. A step sees a few of their rows, and no two rows belong together."""
+    return [f"{name}.weight" for name, part in net.named_modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
+
+
+def _parted(config: OptConfig, params: Sequence[nn.Parameter], names: Sequence[str], tables: Collection[str]) -> list[dict[str, Any]]:
     """The groups of Muon: what it takes, and what is Adam's by name, if any. UserError for a name that no parameter has."""
     for part in config.adam:
         if not any(_within(name, part) for name in names):
             raise UserError(f"adam: {part!r} is no part of the nets: they have {', '.join(dict.fromkeys('.'.join(n.split('.')[:2]) for n in names))}")
-    named = [any(_within(name, part) for part in config.adam) for name in names] if config.adam else [False] * len(params)
+    named = [name in tables or any(_within(name, part) for part in config.adam) for name in names] or [False] * len(params)
     groups = [{"params": [p for p, adam in zip(params, named, strict=True) if adam == side], "adam": side} for side in (False, True)]
     return [g for g in groups if g["params"]]
 

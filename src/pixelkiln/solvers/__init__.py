@@ -1,12 +1,14 @@
 """Solvers: free functions over a denoiser, the noise levels that they want, and guidance.
 
-`SOLVERS` maps the names of the command line to what they mean; `solver(name)` looks one up.
+`SOLVERS` maps the names of the command line to what they mean; `solver(name)` looks one up, and gives it options of its own: "heun:s_noise=1.003".
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import Tensor
@@ -72,7 +74,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Solver:
-    """A solver, the spacing of levels that suits it, whether it may draw noise, and its denoiser evaluations for n steps."""
+    """A solver, the spacing of levels that suits it, whether it may draw noise, and its denoiser evaluations for n steps (and its own options)."""
 
     solve: Callable[..., Tensor]
     spacing: Spacing
@@ -81,7 +83,8 @@ class Solver:
     churn: bool = False  # whether it uses churn
     brownian: bool = False  # whether its noise is one path, the same for any number of steps
     adaptive: bool = False  # whether `evaluations` are only the fewest
-    evaluations: Callable[[int], int] = lambda n: n
+    evaluations: Callable[..., int] = lambda n, **own: n
+    own: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # options of this solver alone: the least and the largest value; whole where the default is
 
     def run(
         self, denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise | None = None, eta: float = 0.0, churn: float = 0.0, callback: Callback | None = None
@@ -94,8 +97,15 @@ class Solver:
         return self.solve(denoise, x, sigmas, callback=callback, **{name: value for name, (used, value) in takes.items() if used})
 
 
-def _two(n: int) -> int:
+def _two(n: int, **own: float) -> int:
     return 2 * n - 1
+
+
+def _with_restarts(n: int, *, repeats: int = REPEATS, steps: int = STEPS, **own: float) -> int:
+    return 2 * n - 1 + (2 * repeats * steps if n > 1 else 0)
+
+
+RESTARTS = {"low": (1e-3, 1e3), "ratio": (1.01, 1e4), "repeats": (0, 1000), "steps": (1, 1000)}
 
 
 SOLVERS: Mapping[str, Solver] = {
@@ -107,17 +117,17 @@ SOLVERS: Mapping[str, Solver] = {
     "dpmpp-2m-sde": Solver(dpmpp_2m_sde, "karras", stochastic=True, brownian=True),
     "dpmpp-2s": Solver(dpmpp_2s, "loglinear", evaluations=_two),
     "dpmpp-3m": Solver(dpmpp_3m, "karras"),
-    "dpmpp-3s": Solver(dpmpp_3s, "loglinear", evaluations=lambda n: 3 * n - 2),
+    "dpmpp-3s": Solver(dpmpp_3s, "loglinear", evaluations=lambda n, **own: 3 * n - 2),
     "dpmpp-sde": Solver(dpmpp_sde, "karras", stochastic=True, brownian=True, evaluations=_two),
     "euler": Solver(euler, "karras"),
     "euler-ancestral": Solver(euler_ancestral, "karras", stochastic=True),
-    "heun": Solver(heun, "karras", stochastic=True, churn=True, evaluations=_two),
+    "heun": Solver(heun, "karras", stochastic=True, churn=True, evaluations=_two, own={"s_min": (0, math.inf), "s_max": (0, math.inf), "s_noise": (0, 2)}),
     "ipndm": Solver(ipndm, "karras"),
     "lms": Solver(lms, "karras"),
-    "pc-ve": Solver(pc_ve, "loglinear", stochastic=True, evaluations=_two),
-    "pc-vp": Solver(pc_vp, "time", stochastic=True, evaluations=_two),
-    "restart": Solver(restart, "karras", stochastic=True, evaluations=lambda n: 2 * n - 1 + (2 * REPEATS * STEPS if n > 1 else 0)),
-    "rk45": Solver(rk45, "loglinear", adaptive=True, evaluations=lambda n: 6 * n - 5),
+    "pc-ve": Solver(pc_ve, "loglinear", stochastic=True, evaluations=_two, own={"snr": (0, 1)}),
+    "pc-vp": Solver(pc_vp, "time", stochastic=True, evaluations=_two, own={"snr": (0, 1)}),
+    "restart": Solver(restart, "karras", stochastic=True, evaluations=_with_restarts, own=RESTARTS),
+    "rk45": Solver(rk45, "loglinear", adaptive=True, evaluations=lambda n, **own: 6 * n - 5, own={"tolerance": (1e-9, 1.0)}),
     "unipc": Solver(unipc, "loglinear"),
     "unipc-1": Solver(partial(unipc, order=1), "loglinear"),
     "unipc-2": Solver(partial(unipc, order=2), "loglinear"),
@@ -125,7 +135,28 @@ SOLVERS: Mapping[str, Solver] = {
 
 
 def solver(name: str) -> Solver:
-    """The solver of that name; UserError with the nearest names where there is none."""
-    if name not in SOLVERS:
-        raise UserError(f"unknown solver {name!r}: {nearest(name, SOLVERS)}")
-    return SOLVERS[name]
+    """The solver of that name, with options of its own after colons: "pc-ve:snr=0.1", "restart:low=0.1:repeats=4".
+
+    UserError with the nearest names where there is none, or no such option, and for a value that is out of its range.
+    """
+    base, *given = name.split(":")
+    if base not in SOLVERS:
+        raise UserError(f"unknown solver {base!r}: {nearest(base, SOLVERS)}")
+    found = SOLVERS[base]
+    options = dict(_option(base, found, text) for text in given)
+    return replace(found, solve=partial(found.solve, **options), evaluations=partial(found.evaluations, **options)) if options else found
+
+
+def _option(name: str, found: Solver, text: str) -> tuple[str, float | int]:
+    """One NAME=VALUE of a solver's own options, typed as its default is."""
+    option, _, value = text.partition("=")
+    if option not in found.own:
+        raise UserError(f"solver {name!r} has no option {option!r} of its own" + (f": {nearest(option, found.own)}" if found.own else ""))
+    kind, (least, most) = type(inspect.signature(found.solve).parameters[option].default), found.own[option]
+    try:
+        number = kind(value)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= most or not math.isfinite(number):
+        raise UserError(f"solver {name!r}: {option} is {'a whole number' if kind is int else 'a number'} from {least:g} to {most:g}, not {value!r}: write {name}:{option}=VALUE")
+    return option, number
