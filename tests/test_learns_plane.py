@@ -82,7 +82,7 @@ def planar() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("kind", "config"), list(planar()))
 def test_recipes_learn_shapes_in_the_plane_by_class(kind: type[Method], config: Any) -> None:
-    method = trained(kind(DataInfo(ImageShape(1, 1, 2), ("spots", "arc")), config), plane, 400, 128)
+    method = trained(kind(DataInfo(ImageShape(1, 1, 2), ("spots", "arc")), config), plane, 350, 128)
     x, label = plane(3000, torch.Generator().manual_seed(2))
     asked = torch.arange(800) % 2
     found = method.sample(Request(tuple(range(800)), Condition(asked), guidance=1.0, solver="dpmpp-2m", steps=20, levels=(0.02, 80.0))).view(-1, 2)
@@ -101,44 +101,42 @@ def bars(n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "config"),
+    ("kind", "config", "steps", "batch", "lr"),
     [
-        pytest.param(Flow, FlowConfig(UNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,)), dim=32), id="unet"),
-        pytest.param(Flow, FlowConfig(DiTConfig(width=48, depth=2, heads=2), dim=48), id="dit"),
-        pytest.param(EDM, EDMConfig(MPUNetConfig(width=16, mults=(1, 2), blocks=1, attention=(1,)), dim=32, density=WIDE, uncertainty=True), id="mpunet"),
+        pytest.param(Flow, FlowConfig(UNetConfig(width=16, mults=(1,), blocks=1, attention=(0,)), dim=32), 120, 32, 4e-3, id="unet"),
+        pytest.param(Flow, FlowConfig(DiTConfig(width=48, depth=2, heads=2), dim=48), 400, 32, 4e-3, id="dit"),
+        pytest.param(EDM, EDMConfig(MPUNetConfig(width=16, mults=(1,), blocks=1, attention=(0,)), dim=32, density=WIDE, uncertainty=True), 200, 32, 4e-2, id="mpunet"),
     ],
 )
-def test_networks_learn_where_things_lie_and_the_class_that_they_are_asked_for(kind: type[Method], config: Any) -> None:
-    method = trained(kind(DataInfo(ImageShape(1, 8, 8), ("row", "column")), config), bars, 150, 64)
+def test_networks_learn_where_things_lie_and_the_class_that_they_are_asked_for(kind: type[Method], config: Any, steps: int, batch: int, lr: float) -> None:
+    method = trained(kind(DataInfo(ImageShape(1, 8, 8), ("row", "column")), config), bars, steps, batch, lr)
     asked = torch.arange(64) % 2
     found = method.sample(Request(tuple(range(64)), Condition(asked), solver="dpmpp-2m", steps=12, levels=(0.05, 80.0)))
     every, label = bars(64, torch.Generator().manual_seed(2))
     distance = (found.flatten(1)[:, None] - every.flatten(1)[None]).pow(2).mean(2)  # (64, 64)
     off, nearest = distance.min(1)
-    assert (label[nearest] == asked).float().mean() > 0.9, "the class that was asked for"
-    assert off.median() < 0.05, "true to pixels: a bar at the wrong place is off by 1.28"
+    assert (label[nearest] == asked).float().mean() > 0.85, "the class that was asked for"
+    assert off.median() < 0.1, "true to pixels: a bar at the wrong place is off by 1.28"
     assert len({(int(label[k]), float(every[k].argmax())) for k in nearest}) >= 6, "places of 8"
 
 
 def tinted(n: int, gen: torch.Generator) -> tuple[Tensor, None]:
-    """Pictures (n, 3, 8, 8) whose four quarters have a grey value each, 2 x 2 checks of fixed contrast on it, and a tint that follows from the grey."""
-    grey = (1.2 * torch.rand(n, 1, 4, 4, generator=gen) - 0.6).repeat_interleave(2, 2).repeat_interleave(2, 3)
-    check = 0.2 * (1 - 2.0 * ((torch.arange(8)[:, None] + torch.arange(8)) % 2))
-    return torch.cat([grey, grey, grey], 1) + check + 0.3 * torch.sign(grey) * torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1), None
+    """Pictures (n, 3, 4, 4): a grey value, checks of fixed contrast on it, and a tint, red where it is bright and blue where it is dark."""
+    grey = (0.2 + 0.3 * torch.rand(n, 1, 1, 1, generator=gen)) * (2.0 * torch.randint(2, (n, 1, 1, 1), generator=gen) - 1)
+    check = 0.2 * (1 - 2.0 * ((torch.arange(4)[:, None] + torch.arange(4)) % 2))
+    return grey + check + 0.3 * torch.sign(grey) * torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1), None
 
 
 @pytest.mark.parametrize("task", ["upscale", "colorize", "inpaint"])
 def test_pictures_are_made_whole_from_what_is_left_of_them(task: Any) -> None:
-    """What the rest of a picture decides is put right: the contrast within a block, the tint, the checks of what is hidden."""
-    config = PaletteConfig(task, factor=2, net=UNetConfig(width=24, mults=(1, 2), blocks=1, attention=()), dim=32)
-    info = DataInfo(ImageShape(3, 8, 8))
-    method = trained(Palette(info, config), tinted, 250, 64)
+    """What the rest of a picture decides is put right: the checks within a block, the tint, and all of what is hidden."""
+    method = trained(Palette(DataInfo(ImageShape(3, 4, 4)), PaletteConfig(task, factor=2, net=PERCEPTRON, dim=32)), tinted, 300, 64)
     x, _ = tinted(32, torch.Generator().manual_seed(2))
-    mask = torch.zeros(32, 1, 8, 8)
-    mask[:, :, 3:5, 3:5] = 1
+    mask = torch.zeros(32, 1, 4, 4)
+    mask[:, :, 1:3, 1:3] = 1
     cond = Condition(source=x, mask=mask if task == "inpaint" else None)
     made = method.sample(Request(tuple(range(32)), cond, solver="dpmpp-2m", steps=12, levels=(0.05, 80.0)))
-    given = method.map_of(cond, 32, torch.device("cpu"))[:, :1].expand(-1, 3, -1, -1) if task != "inpaint" else x * (1 - mask)  # type: ignore[operator]
+    given = x * (1 - mask) if task == "inpaint" else method.map_of(cond, 32, x.device).expand_as(x)  # type: ignore[operator]
     hidden = mask.bool().expand_as(x) if task == "inpaint" else torch.ones_like(x).bool()
     ours, theirs = (((y - x) ** 2)[hidden].mean() for y in (made, given))
-    assert ours < 0.35 * theirs, (float(ours), float(theirs))
+    assert ours < 0.3 * theirs, (float(ours), float(theirs))

@@ -18,13 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.protocols import Classifier, Method, Update
-from ..core.recipe import DataConfig, EmaConfig, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
+from ..core.recipe import DataConfig, EmaConfig, Expect, OptConfig, Recipe, Size, Stage, TrainConfig, by_size
 from ..core.types import Ability, Batch, DataInfo, Moment, Request, UserError
 from ..nets.noisy import NoisyEncoder
 from ..nets.unet import UNetConfig
 from ..processes import cosine_path, times
 
 __all__ = ["NoisyClassifier", "NoisyClassifierConfig", "classifier"]
+
+MEASURED = Expect("accuracy", 0.966, "mnist", "pixelkiln train classifier --data mnist --out R --budget 3m --threads 1 (484 steps); its report, at noise 0.006",
+                  "1 core of an AMD EPYC with AVX2, fp32")
 
 
 @dataclass(frozen=True)
@@ -112,4 +115,5 @@ def classifier(size: Size = "small") -> Recipe:
         family="diffusion",
         paper="Dhariwal, Nichol, Diffusion Models Beat GANs on Image Synthesis, 2021, arXiv 2105.05233",
         summary="a classifier of noisy images, which guides a diffusion model (classifier-guided)",
+        expect=by_size(size, tiny=(), small=(MEASURED,), base=()),
     )
