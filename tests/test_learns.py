@@ -48,12 +48,12 @@ def test_ddpm_draws_the_digit_that_it_is_asked_for(tmp_path: Path, real: tuple[I
 
 
 def test_dcgan_shows_every_class(tmp_path: Path, real: tuple[ImageSet, ImageSet, Extractor]) -> None:
-    model = trained(tmp_path, "dcgan", 800, model__nets__g_width="32", model__nets__d_width="32")
+    model = trained(tmp_path, "dcgan", 300)
     images = model.sample(360)
     report = score(images, None, real)
     counts = torch.bincount(real[2].predict(images), minlength=10)
     assert (counts > 0).all(), f"classes found: {counts.tolist()}"
-    assert report["fd"].value < 60
+    assert report["fd"].value < 45
     assert images.float().std(0).mean() > 30, "samples differ from each other"
 
 

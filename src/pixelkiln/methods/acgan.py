@@ -58,8 +58,8 @@ class ACGAN(Game):
 
 def acgan(size: Size = "small") -> Recipe:
     """AC-GAN: a discriminator that names the class. Odena, Olah, Shlens 2017, arXiv 1610.09585."""
-    width = by_size(size, tiny=8, small=64, base=64)
-    rate = adam(size, small=5e-4, base=2e-4, betas=(0.5, 0.999))
+    width = by_size(size, tiny=8, small=32, base=64)
+    rate = adam(size, small=2e-3, base=2e-4, betas=(0.5, 0.999))
     return Recipe(
         stages=(Stage(ACGAN, ACGANConfig(nets=DCGANNets(width, width, condition="generator")), data_for(size), training(size, d=rate, g=rate)),),
         family="gan",

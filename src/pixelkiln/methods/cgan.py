@@ -43,8 +43,8 @@ class CGAN(Game):
 
 def cgan(size: Size = "small") -> Recipe:
     """Conditional GAN: labels beside the inputs of both players. Mirza and Osindero 2014, arXiv 1411.1784."""
-    width = by_size(size, tiny=8, small=64, base=64)
-    rate = adam(size, small=5e-4, base=2e-4, betas=(0.5, 0.999))
+    width = by_size(size, tiny=8, small=32, base=64)
+    rate = adam(size, small=2e-3, base=2e-4, betas=(0.5, 0.999))
     return Recipe(
         stages=(Stage(CGAN, CGANConfig(nets=DCGANNets(width, width, condition="concat")), data_for(size), training(size, d=rate, g=rate)),),
         family="gan",

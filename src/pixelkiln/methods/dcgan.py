@@ -50,9 +50,9 @@ class DCGAN(Game):
 
 def dcgan(size: Size = "small") -> Recipe:
     """DCGAN: strided convolutions, BatchNorm, non-saturating loss. Radford, Metz, Chintala 2016, arXiv 1511.06434."""
-    width = by_size(size, tiny=8, small=64, base=64)
+    width = by_size(size, tiny=8, small=32, base=64)
     model = DCGANConfig(nets=DCGANNets(width, width), latent=by_size(size, tiny=16, small=100, base=100), reference=by_size(size, tiny=64, small=256, base=256))
-    rate = adam(size, small=5e-4, base=2e-4, betas=(0.5, 0.999))
+    rate = adam(size, small=2e-3, base=2e-4, betas=(0.5, 0.999))
     return Recipe(
         stages=(Stage(DCGAN, model, data_for(size), training(size, d=rate, g=rate)),),
         family="gan",

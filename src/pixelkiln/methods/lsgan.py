@@ -41,8 +41,8 @@ class LSGAN(Game):
 
 def lsgan(size: Size = "small") -> Recipe:
     """LSGAN: the least-squares objective. Mao, Li, Xie, Lau, Wang, Smolley 2017, arXiv 1611.04076."""
-    width = by_size(size, tiny=8, small=64, base=64)
-    rate = adam(size, small=5e-4, base=2e-4, betas=(0.5, 0.999))
+    width = by_size(size, tiny=8, small=32, base=64)
+    rate = adam(size, small=2e-3, base=2e-4, betas=(0.5, 0.999))
     return Recipe(
         stages=(Stage(LSGAN, LSGANConfig(nets=DCGANNets(width, width)), data_for(size), training(size, d=rate, g=rate)),),
         family="gan",
