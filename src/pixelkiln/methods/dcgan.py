@@ -10,8 +10,9 @@ Beyond the paper: the generator that samples is a moving average, and its BatchN
 a fixed set of latents whenever images are drawn, since those that training leaves behind belong to other weights. (MNIST, some
 classifier's Frechet distance by running, averaged running and standing statistics: 373, 326, 289 for a wide average of a young
 generator; 79, 77, 76 for a narrow one of an older. The average costs a little early and helps once the two nets circle: raw 70,
-averaged 73 after 200,000 images, 75 and 69 after 285,000.) Size small trains for a short budget: batches of 64 and Adam 5e-4
-(same measure: 127 after 65,000 images, against 212 at the paper's rate; 70 after 200,000, against 120 after 180,000).
+averaged 73 after 200,000 images, 75 and 69 after 285,000.) Size small trains for a short budget: nets half as wide, batches of 64
+and Adam 2e-3 (one core with AVX2, Frechet distance: on MNIST 14.9 in 2.5 minutes, with 1e-3 18.3, at the paper's width with 5e-4
+23.0 in 4; on CIFAR-10 in 4 minutes 70, 67, 115).
 """
 
 from __future__ import annotations

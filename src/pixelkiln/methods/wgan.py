@@ -8,6 +8,9 @@ generated images approach the real ones, also where the two do not overlap; -d/l
 
 Cutting weights is, in the paper's words, "a clearly terrible way" to bound the slope: with small c gradients vanish, with large c the critic is slow.
 BatchNorm in D can undo the cut by its division; the critic here keeps it, as the paper's does (section 4.3 trains the generator without it).
+
+Size small trains for a short budget: two steps of the critic, 5e-4, c = 0.03 (MNIST, 2.5 minutes of one core with AVX2, Frechet distance: 32.7; with
+c = 0.01 36.4, with five steps, too, 40.7).
 """
 
 from __future__ import annotations
@@ -45,11 +48,12 @@ class WGAN(Game):
 
 def wgan(size: Size = "small") -> Recipe:
     """WGAN: the Wasserstein distance by a critic with weights cut to a small box. Arjovsky, Chintala, Bottou 2017, arXiv 1701.07875."""
-    width = by_size(size, tiny=8, small=64, base=64)
-    rate = OptConfig("rmsprop", lr=by_size(size, tiny=2e-4, small=2e-4, base=5e-5), betas=(0.0, 0.99))
-    critic = OptConfig("rmsprop", lr=rate.lr, betas=rate.betas, bound=0.01)
+    width = by_size(size, tiny=8, small=32, base=64)
+    rate = OptConfig("rmsprop", lr=by_size(size, tiny=2e-4, small=5e-4, base=5e-5), betas=(0.0, 0.99))
+    critic = OptConfig("rmsprop", lr=rate.lr, betas=rate.betas, bound=by_size(size, tiny=0.01, small=0.03, base=0.01))
+    rules = Rules("wasserstein", critic_steps=by_size(size, tiny=5, small=2, base=5))
     return Recipe(
-        stages=(Stage(WGAN, WGANConfig(nets=DCGANNets(width, width)), data_for(size), training(size, d=critic, g=rate)),),
+        stages=(Stage(WGAN, WGANConfig(nets=DCGANNets(width, width), rules=rules), data_for(size), training(size, d=critic, g=rate)),),
         family="gan",
         paper="Arjovsky, Chintala, Bottou, Wasserstein GAN, 2017, arXiv 1701.07875",
         summary="Wasserstein distance by a critic with weights cut to a small box",
