@@ -25,6 +25,7 @@ from speed import Contest, Program, contest, load_average
 from pixelkiln.engine.where import processor
 
 HERE = Path(__file__).resolve().parent
+WIDTH = 32  # of both nets of dcgan and wgan-gp at size small, and so of the textbook's
 RULES: dict[str, tuple[str, ...]] = {  # options of dcgan by name of the row; the discriminator has no norm unless a row says so
     "nothing": (),
     "BatchNorm (dcgan itself)": ("model.nets.norm=batch",),
@@ -52,7 +53,7 @@ def contests(args: argparse.Namespace) -> list[Contest]:
         return Program(name, (sys.executable, str(HERE / "kiln.py"), recipe, "--data", args.data, "--batch", "64", "--device", args.device, "--set", *changes))
 
     def textbook(game: str) -> Program:
-        return Program("textbook", (sys.executable, str(HERE / "peers" / "textbook_gan.py"), "--game", game, "--data", args.data, "--batch", "64", "--slices", "--device", args.device))
+        return Program("textbook", (sys.executable, str(HERE / "peers" / "textbook_gan.py"), "--game", game, "--data", args.data, "--batch", "64", "--width", str(WIDTH), "--slices", "--device", args.device))
 
     rules = tuple(kiln(name, "dcgan", "model.nets.norm=none", *changes) for name, changes in RULES.items())  # a later option counts
     beside = (Contest("textbook: dcgan", (kiln("pixelkiln dcgan", "dcgan"), textbook("dcgan"))), Contest("textbook: wgan-gp", (kiln("pixelkiln wgan-gp", "wgan-gp"), textbook("wgan-gp"))))

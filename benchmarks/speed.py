@@ -141,7 +141,7 @@ def contests(args: argparse.Namespace) -> list[Contest]:
         Contest("convolutional VAE, MNIST", (
             kiln("pixelkiln vae", "vae", args.mnist, *plain_vae), peer("textbook", "textbook.py", args.mnist, "--net", "vae", "--width", "16", *feeders))),
         Contest("DCGAN 64 pixels, CIFAR-10", (
-            kiln("pixelkiln dcgan", "dcgan", args.cifar10, "--batch", "128", "--set", "data.resolution=64"),
+            kiln("pixelkiln dcgan", "dcgan", args.cifar10, "--batch", "128", "--set", "data.resolution=64", "model.nets.g_width=64", "model.nets.d_width=64"),
             peer("the document's DCGAN", "document_dcgan.py", args.cifar10))),
     ]  # fmt: skip
     for name, data in (("MNIST", args.mnist), ("CIFAR-10", args.cifar10)):

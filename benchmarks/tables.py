@@ -120,7 +120,7 @@ def summary(found: Result) -> str:
 
 
 PEERS = {  # rows of mnist.py, as a reader knows them
-    "flow": "`pixelkiln train flow`", "ddpm": "`pixelkiln train ddpm` (0.1.0)", "vae": "`pixelkiln train vae`", "vae-mlp": "`pixelkiln train vae-mlp`", "dcgan": "`pixelkiln train dcgan`",
+    "flow": "`pixelkiln train flow`", "ddpm": "`pixelkiln train ddpm` (0.1.0)", "vae": "`pixelkiln train vae`", "vae-mlp": "`pixelkiln train vae-mlp`", "dcgan": "`pixelkiln train dcgan` (0.1.0)",
     "pca": "`pixelkiln train pca`", "diffusers": "diffusers' `UNet2DModel`, its training example", "document-diffusion": "the document's diffusion, repaired",
     "document-vae": "the document's VAE", "document-dcgan": "the document's DCGAN",
 }
