@@ -207,7 +207,7 @@ def test_recipe(size: Size) -> None:
     side = stage.data.resolution or 28
     method = stage.method(DataInfo(ImageShape(3, side, side)), stage.model)
     assert {row.opt for row in method.updates()} == set(stage.train.opts)
-    assert all(opt.lr == (5e-4 if size == "small" else 2e-4) and opt.betas == (0.5, 0.999) for opt in stage.train.opts.values())
+    assert all(opt.lr == (2e-3 if size == "small" else 2e-4) and opt.betas == (0.5, 0.999) for opt in stage.train.opts.values())
     assert stage.train.ema is not None and method.averaged == ("generator",)
     assert "1511.06434" in dcgan(size).paper
 

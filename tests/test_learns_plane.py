@@ -33,6 +33,12 @@ WIDE = Density("log-normal", mean=-1.0, std=1.8)  # of ln s, as the small recipe
 PERCEPTRON = MLPConfig(width=128, depth=3)
 
 
+@pytest.fixture(autouse=True)
+def begun_alike() -> None:
+    """The weights that a network begins with do not depend on the tests before."""
+    torch.manual_seed(0)
+
+
 def plane(n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
     """Points (n, 1, 1, 2): of class 0 two spots, of class 1 an arc below them."""
     label = torch.randint(2, (n,), generator=gen)
@@ -104,7 +110,7 @@ def bars(n: int, gen: torch.Generator) -> tuple[Tensor, Tensor]:
     ("kind", "config", "steps", "batch", "lr"),
     [
         pytest.param(Flow, FlowConfig(UNetConfig(width=16, mults=(1,), blocks=1, attention=(0,)), dim=32), 120, 32, 4e-3, id="unet"),
-        pytest.param(Flow, FlowConfig(DiTConfig(width=48, depth=2, heads=2), dim=48), 400, 32, 4e-3, id="dit"),
+        pytest.param(Flow, FlowConfig(DiTConfig(width=48, depth=2, heads=2), dim=48), 600, 32, 4e-3, id="dit"),
         pytest.param(EDM, EDMConfig(MPUNetConfig(width=16, mults=(1,), blocks=1, attention=(0,)), dim=32, density=WIDE, uncertainty=True), 200, 32, 4e-2, id="mpunet"),
     ],
 )
@@ -116,7 +122,7 @@ def test_networks_learn_where_things_lie_and_the_class_that_they_are_asked_for(k
     distance = (found.flatten(1)[:, None] - every.flatten(1)[None]).pow(2).mean(2)  # (64, 64)
     off, nearest = distance.min(1)
     assert (label[nearest] == asked).float().mean() > 0.85, "the class that was asked for"
-    assert off.median() < 0.1, "true to pixels: a bar at the wrong place is off by 1.28"
+    assert off.mean() < 0.25, "true to pixels: a bar at the wrong place is off by 1.28, a broken one by some 0.5"
     assert len({(int(label[k]), float(every[k].argmax())) for k in nearest}) >= 6, "places of 8"
 
 
