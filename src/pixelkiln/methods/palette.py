@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.protocols import Method, Update
-from ..core.recipe import DataConfig, Recipe, Size, Stage, by_size
+from ..core.recipe import DataConfig, Expect, Recipe, Size, Stage, by_size
 from ..core.types import Ability, Batch, Condition, DataInfo, Moment, Request, UserError
 from ..nets.backbone import NetConfig, conditional
 from ..nets.unet import UNetConfig, unet_of
@@ -136,7 +136,14 @@ def random_masks(n: int, h: int, w: int, device: torch.device | str = "cpu") -> 
     return torch.where(draw(0, 1) < 0.5, boxes, strokes)[:, None].float()
 
 
-def _recipe(task: Task, size: Size, summary: str, data: DataConfig) -> Recipe:
+def _measured(task: Task, data: str, steps: int, **scores: float) -> tuple[Expect, ...]:
+    """Scores of the results beside the test images that they were made from."""
+    command = (f"pixelkiln train {task} --data {data} --out R --steps {steps} --model.net.width 32 --train.batch 64 --threads 1; "
+               "pixelkiln evaluate R -n 1000 --metrics fd,psnr,ssim")
+    return tuple(Expect(name, value, data, command, "10 minutes of a core of an AMD EPYC with AVX2, fp32") for name, value in scores.items())
+
+
+def _recipe(task: Task, size: Size, summary: str, data: DataConfig, measured: tuple[Expect, ...]) -> Recipe:
     net = unet_of(size, UNetConfig(width=128, mults=(1, 2, 2, 2), blocks=2, attention=(1,), dropout=0.1))
     train = training(size, steps=500_000, batch=256, lr=2e-4, half_life=1_000_000)
     model = PaletteConfig(task, net=net, dim=by_size(size, tiny=32, small=256, base=512))
@@ -145,19 +152,20 @@ def _recipe(task: Task, size: Size, summary: str, data: DataConfig) -> Recipe:
         family="diffusion",
         paper="Saharia et al., Palette: Image-to-Image Diffusion Models, 2022, arXiv 2111.05826",
         summary=summary,
+        expect=by_size(size, tiny=(), small=measured, base=()),
     )
 
 
 def upscale(size: Size = "small") -> Recipe:
     """Super-resolution by --model.factor: `sample --source IMAGE`."""
-    return _recipe("upscale", size, "super-resolution by diffusion that sees the enlarged picture", DataConfig())
+    return _recipe("upscale", size, "super-resolution by diffusion that sees the enlarged picture", DataConfig(), _measured("upscale", "mnist", 1185, fd=1.90, psnr=19.1, ssim=0.837))
 
 
 def colorize(size: Size = "small") -> Recipe:
     """Color for grey pictures: `sample --source IMAGE`."""
-    return _recipe("colorize", size, "colorization by diffusion that sees the grey picture", DataConfig(channels=3))
+    return _recipe("colorize", size, "colorization by diffusion that sees the grey picture", DataConfig(channels=3), _measured("colorize", "cifar10", 700, fd=4.01, psnr=21.4, ssim=0.883))
 
 
 def inpaint(size: Size = "small") -> Recipe:
     """Redraw what a mask covers, by a model trained for it: `sample --source IMAGE --mask IMAGE`."""
-    return _recipe("inpaint", size, "inpainting by diffusion that sees the mask and what it leaves", DataConfig())
+    return _recipe("inpaint", size, "inpainting by diffusion that sees the mask and what it leaves", DataConfig(), _measured("inpaint", "mnist", 930, fd=13.0, psnr=13.7, ssim=0.506))
