@@ -27,7 +27,7 @@ from pixelkiln.engine.sample import generate, seeds_for
 from pixelkiln.engine.train import Order, train
 from pixelkiln.engine.where import Where
 
-STEPS, FEW = 12, 5
+STEPS, FEW = 20, 5
 CASES = {name: (builtin()[name]("tiny").last, 2) for name in ("ddpm", "dcgan", "vae", "vae-mlp", "acgan")}
 CASES |= {f"pair-{parts}": (parallel_toys.pair().last, parts) for parts in (2, 4, 6)} | {"plain": (parallel_toys.plain().last, 2)}
 CASES["wgan-gp"] = (override(builtin()["wgan-gp"]("tiny"), {"model.rules.critic_steps": "2"}).last, 2)

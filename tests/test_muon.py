@@ -110,6 +110,28 @@ def test_matrices_are_adams_where_the_recipe_says_so() -> None:
         build(OptConfig("muon", adam=("net.tabl",)), ours, names)
 
 
+def test_state_of_another_grouping_is_refused() -> None:
+    """A checkpoint from before a weight became Adam's: another order of the weights, or another rule for one."""
+    weights, grads = drawn((24, 40), (24, 40), (32, 16))
+    names = ["net.a", "net.b", "net.c"]
+
+    def made(*adam: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+        own = [nn.Parameter(w.clone()) for w in weights]
+        return own, build(OptConfig("muon", adam=adam), own, names)
+
+    own, former = made()
+    run(former, own, grads)
+    kept = pack({"main": former})
+    with pytest.raises(ValueError, match=r"main.1.momentum_buffer is \(24, 40\), its weight \(32, 16\)"):
+        unpack({"main": made("net.b")[1]}, kept)
+    with pytest.raises(ValueError, match=r"main.2 has the state of Muon, and is the other's now"):
+        unpack({"main": made("net.c")[1]}, kept)
+    own, former = made("net.c")
+    run(former, own, grads)
+    with pytest.raises(ValueError, match=r"main.2 has the state of Adam, and is the other's now"):
+        unpack({"main": made()[1]}, pack({"main": former}))
+
+
 def test_tables_of_classes_and_words_are_adams_anyway() -> None:
     """Twenty classes and the words of captions: rows that a batch has not seen keep their place, as with Adam, and the hidden matrices are Muon's."""
     info = DataInfo(ImageShape(1, 16, 16), tuple(map(str, range(20))), ("a red circle",))

@@ -70,6 +70,10 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         super().__init__(params, {"adam": False, "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    def takes(self, p: Tensor) -> bool:
+        """Whether one of its weights is Muon's, not Adam's."""
+        return is_matrix(p) and not any(group["adam"] and any(p is q for q in group["params"]) for group in self.param_groups)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step for all weights that have a gradient."""

@@ -93,13 +93,18 @@ def pack(opts: Mapping[str, torch.optim.Optimizer]) -> dict[str, Tensor]:
 
 
 def unpack(opts: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Give the optimisers the state that `pack` took."""
+    """Give the optimisers the state that `pack` took. ValueError where a weight's state is another weight's, or another rule's (Muon's momentum, Adam's moments)."""
     params = {name: [p for g in opt.param_groups for p in g["params"]] for name, opt in opts.items()}
     states: dict[str, dict[int, dict[str, Tensor]]] = {name: {} for name in opts}
     for key, value in tensors.items():
         name, i, kind = key.rsplit(".", 2)
         like = params[name][int(i)]  # fused kernels walk memory, so a moment must lie as its parameter does (channels-last, say)
+        if value.ndim and value.shape != like.shape:
+            raise ValueError(f"{key} is {tuple(value.shape)}, its weight {tuple(like.shape)}")
         own = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.clone()
         states[name].setdefault(int(i), {})[kind] = own
     for name, opt in opts.items():
+        for i, state in states[name].items() if isinstance(opt, Muon) else ():
+            if ("momentum_buffer" in state) != opt.takes(params[name][i]):
+                raise ValueError(f"{name}.{i} has the state of {'Muon' if 'momentum_buffer' in state else 'Adam'}, and is the other's now")
         opt.load_state_dict({"state": states[name], "param_groups": opt.state_dict()["param_groups"]})

@@ -140,7 +140,7 @@ def _measured(task: Task, data: str, steps: int, **scores: float) -> tuple[Expec
     """Scores of the results beside the test images that they were made from."""
     command = (f"pixelkiln train {task} --data {data} --out R --steps {steps} --model.net.width 32 --train.batch 64 --threads 1; "
                "pixelkiln evaluate R -n 1000 --metrics fd,psnr,ssim")
-    return tuple(Expect(name, value, data, command, "10 minutes of a core of an AMD EPYC with AVX2, fp32") for name, value in scores.items())
+    return tuple(Expect(name, value, data, command, "10 minutes of the time of a core of an AMD EPYC with AVX2, fp32") for name, value in scores.items())
 
 
 def _recipe(task: Task, size: Size, summary: str, data: DataConfig, measured: tuple[Expect, ...]) -> Recipe:
