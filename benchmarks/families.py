@@ -3,9 +3,10 @@
     python benchmarks/families.py --family gan --data ../shared/data/mnist --work bench/gans-mnist [--minutes 4] [--seeds 3] [--recipes dcgan,wgan-gp]
     python benchmarks/families.py --family vae --data ../shared/data/mnist --work bench/vaes-mnist
     python benchmarks/families.py --family gan --data ../shared/data/emoji/twemoji --name emoji --work bench/gans-emoji --minutes 10 --more '--data.resolution 64'
+    python benchmarks/families.py --family gan --data ../shared/data/mnist --name mnist-steps --work bench/gans-mnist-steps --steps 2000 --seeds 1
 
 Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, --workers at a time, each with an equal part of the threads (OMP_NUM_THREADS, or
-2); the wall-clock is the same for all, steps are not. Scores: `fd`, precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
+2); the wall-clock is the same for all, steps are not (with --steps, the other way round). Scores: `fd`, precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
 if they obey), accuracy of conditional recipes. images/s: of training, a step of the generator counts as one batch whatever the discriminator's steps.
 What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-FAMILYs-NAME.json (gans, vaes).
 """
@@ -51,11 +52,11 @@ def one(recipe: str, seed: int, args: argparse.Namespace, extractor: Extractor) 
     target = folder.with_suffix(".json")
     row = kept(target)
     if row is None:
-        facts = trained(recipe, args.data, folder, args.minutes, seed, args.more.split())
+        facts = trained(recipe, args.data, folder, args.minutes, seed, args.more.split(), args.steps)
         file, seconds = sampled(folder, args.n)
         images, labels = arrays(file)
         sheet(images, labels, folder.with_suffix(".png"))
-        row = {"name": recipe, "seed": seed, "minutes": args.minutes, "n": args.n, "conditional": labels is not None, **facts, "sample_seconds": round(seconds, 1),
+        row = {"name": recipe, "seed": seed, "minutes": args.minutes, "same_steps": args.steps, "n": args.n, "conditional": labels is not None, **facts, "sample_seconds": round(seconds, 1),
                "scores": measured(file, args.data, labels is not None and bool(extractor.classes))}
         if extractor.classes:
             with ONE:
@@ -72,6 +73,7 @@ def main() -> None:
     p.add_argument("--family", default="gan", help="whose recipes are trained, one after the other")
     p.add_argument("--recipes", help="some of them, with commas")
     p.add_argument("--minutes", type=float, default=2.0)
+    p.add_argument("--steps", type=int, default=0, help="the same number of steps for all, instead of minutes (name the result: --name mnist-steps)")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--workers", type=int, default=1, help="runs at a time")
     p.add_argument("-n", type=int, default=2000, help="samples")

@@ -37,6 +37,11 @@ def left_out(found: Result) -> str:
     return "".join(f" Left out: {name} ({why})." for name, why in found["failed"].items())
 
 
+def length(row: Mapping[str, Any]) -> str:
+    """How long a row was trained, in words."""
+    return f"{row['same_steps']:,} steps each" if row.get("same_steps") else f"{row['minutes']:g} min of training"
+
+
 def gans(found: Result) -> str:
     """Every recipe of families.py, best `fd` first, and the conditions."""
     rows, labeled = [], any("histogram" in r for r in found["rows"])
@@ -53,7 +58,7 @@ def gans(found: Result) -> str:
     head = ["recipe", "`fd`", "precision", "recall", "coverage", *(["recognized as its label", "classes", "KL of their shares"] if labeled else []), "steps", "training images/s"]
     first, seeds = found["rows"][0], max(len(runs) for _, runs in several)
     floor = ", ".join(f"{m} {first['scores'][m]['floor']:.2f}" for m in ("fd", "precision", "recall", "coverage"))
-    where = (f"{found['date']}, {found['machine']}: {first['minutes']:g} min of training, {first['n']:,} samples, {seeds} {'seeds: median (least – greatest)' if seeds > 1 else 'seed'}; "
+    where = (f"{found['date']}, {found['machine']}: {length(first)}, {first['n']:,} samples, {seeds} {'seeds: median (least – greatest)' if seeds > 1 else 'seed'}; "
              f"as many real test images: {floor}.{left_out(found)}")
     return f"{table(head, rows)}\n\n{where}"
 
@@ -151,6 +156,7 @@ def cached(found: Result) -> str:
 
 FAMILY_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a page -> kind of result, and what writes it
     "gans:mnist": ("gans-mnist", gans),
+    "gans:mnist-steps": ("gans-mnist-steps", gans),
     "gans:cifar10": ("gans-cifar10", gans),
     "gans:emoji": ("gans-emoji", gans),
     "gans:gaussians": ("gaussians", gaussians),

@@ -65,11 +65,11 @@ def each(run: Callable[[Job], Row], jobs: Sequence[Job], workers: int) -> Iterat
                 yield job, str(e)
 
 
-def trained(recipe: str, data: Path, folder: Path, minutes: float, seed: int, more: Sequence[str] = ()) -> dict[str, Any]:
-    """Train into a folder, or go on with what is there; steps, images (those of the discriminator's step counted once), seconds, images of training a second."""
+def trained(recipe: str, data: Path, folder: Path, minutes: float, seed: int, more: Sequence[str] = (), steps: int = 0) -> dict[str, Any]:
+    """Train into a folder for so many minutes, or so many steps if any, or go on with what is there; steps, images (those of the discriminator's step counted once), seconds, images of training a second."""
     log = folder.with_name(f"{folder.name}.train.log")
     if not (folder / "report.html").exists():
-        call(["train", recipe, "--data", str(data), "--out", str(folder), "--budget", f"{60 * minutes:g}s", "--seed", str(seed), "--resume", *more], log)
+        call(["train", recipe, "--data", str(data), "--out", str(folder), *(["--steps", str(steps)] if steps else ["--budget", f"{60 * minutes:g}s"]), "--seed", str(seed), "--resume", *more], log)
     facts = json.loads((folder / "recipe.json").read_text())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rates = sorted(r["images_per_s"] for r in records if "images_per_s" in r)

@@ -20,7 +20,7 @@ from pixelkiln.core.cache import recall
 from pixelkiln.core.types import UserError
 from pixelkiln.engine import race as racing
 from pixelkiln.engine.log import Log
-from pixelkiln.engine.race import Entry, fewer_threads, race, times
+from pixelkiln.engine.race import Entry, fewer_threads, processor, race, times
 from pixelkiln.engine.train import Budget, Order, train
 from pixelkiln.engine.where import Where, _check_compiler
 from pixelkiln.layers.spectral import spectral
@@ -285,3 +285,9 @@ def test_two_commands_that_race_at_once_settle_on_one_result(monkeypatch: pytest
     second = times(CPU, 2)
     assert second == first[0] == times(CPU, 2)
     assert set(second.values()) == {1.0}
+
+
+@pytest.mark.parametrize(("flags", "said"), [("fpu avx2 avx512f avx512_bf16 amx_bf16", "X 1 (AMX)"), ("fpu avx2 avx512f", "X 1 (AVX512)"), ("fpu", "X 1")])
+def test_a_processor_is_named_with_its_instructions(flags: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self: f"processor\t: 0\nmodel name\t: X 1\nflags\t\t: {flags}\n\npower management:\n")
+    assert processor() == said
