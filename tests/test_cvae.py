@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,6 +130,14 @@ def test_samples_follow_label_and_seed() -> None:
 def test_an_unknown_label_is_refused(wrong: str | int) -> None:
     with pytest.raises(UserError, match="label"):
         labels_for(wrong, CLASSES, [1, 1, 1], (0,))
+
+
+@pytest.mark.parametrize("given", [torch.tensor([2, 0]), np.array([2, 0]), [2, "0"], ("c", "a"), "c, a"])
+def test_labels_may_be_numbers_or_names_of_any_kind(given: Any) -> None:
+    assert labels_for(given, CLASSES, [1, 1, 1], (0, 1, 2)).tolist() == [2, 0, 2]
+    assert labels_for(torch.tensor(1), CLASSES, [1, 1, 1], (0, 1)).tolist() == labels_for(1, CLASSES, [1, 1, 1], (0, 1)).tolist() == [1, 1]
+    with pytest.raises(UserError, match="no label is given"):
+        labels_for([], CLASSES, [1, 1, 1], (0,))
 
 
 @pytest.mark.parametrize("change", [{"drop": 0.0}, {"drop": 1.0}, {"beta": -1.0}, {"warmup": -1.0}, {"latent": 0}])

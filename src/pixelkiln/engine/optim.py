@@ -104,7 +104,8 @@ def unpack(opts: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tens
         own = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.clone()
         states[name].setdefault(int(i), {})[kind] = own
     for name, opt in opts.items():
-        for i, state in states[name].items() if isinstance(opt, Muon) else ():
-            if ("momentum_buffer" in state) != opt.takes(params[name][i]):
-                raise ValueError(f"{name}.{i} has the state of {'Muon' if 'momentum_buffer' in state else 'Adam'}, and is the other's now")
+        if isinstance(opt, Muon):
+            for number, state in states[name].items():
+                if ("momentum_buffer" in state) != opt.takes(params[name][number]):
+                    raise ValueError(f"{name}.{number} has the state of {'Muon' if 'momentum_buffer' in state else 'Adam'}, and is the other's now")
         opt.load_state_dict({"state": states[name], "param_groups": opt.state_dict()["param_groups"]})

@@ -29,15 +29,19 @@ def seeds_for(seed: int, num: int) -> tuple[int, ...]:
     return tuple(key(seed, "sample", i) for i in range(num))
 
 
-def labels_for(choice: str | int | Sequence[int | str] | None, classes: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
-    """Labels (n,) int64: None = drawn as in the training data (by seed), "all" = every class in turn, else names or numbers in turn."""
+def labels_for(choice: str | int | Sequence[int | str] | Tensor | None, classes: Sequence[str], counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Labels (n,) int64: None = drawn as in the training data (by seed), "all" = every class in turn, else names or numbers in turn (a tensor or array of numbers, too)."""
     n = len(seeds)
     if choice is None:
         share = torch.tensor(counts, dtype=torch.float64)
         return torch.stack([torch.multinomial(share, 1, generator=generator(s, "label"))[0] for s in seeds])
+    if hasattr(choice, "tolist"):
+        choice = choice.tolist()
     if choice == "all":
         return torch.arange(n) % len(classes)
     parts = [choice] if isinstance(choice, int) else [c.strip() for c in choice.split(",")] if isinstance(choice, str) else list(choice)
+    if not parts:
+        raise UserError("no label is given: give a class, or leave it out")
     numbers = [_class_number(part, classes) for part in parts]
     return torch.tensor([numbers[i % len(numbers)] for i in range(n)])
 
