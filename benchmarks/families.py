@@ -8,7 +8,7 @@
 Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, --workers at a time, each with an equal part of the threads (OMP_NUM_THREADS, or
 2); the wall-clock is the same for all, steps are not (with --steps, the other way round). Scores: `fd`, precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
 if they obey), accuracy of conditional recipes. images/s: of training, a step of the generator counts as one batch whatever the discriminator's steps.
-What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-FAMILYs-NAME.json (gans, vaes).
+What is in --work already is not run again; a recipe that fails is named and left out. Writes benchmarks/results/DATE-FAMILYs-NAME.json (gans, vaes), and a row of samples of each recipe, in the order of their `fd`, as WORK/all.png.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import datetime
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 from trained import HERE, arrays, call, each, family, kept, sampled, sheet, trained, with_threads
 
+from pixelkiln.core.images import grid, save_png
 from pixelkiln.data import open_source
 from pixelkiln.engine.features import Extractor, extractor_for
 
@@ -65,6 +67,16 @@ def one(recipe: str, seed: int, args: argparse.Namespace, extractor: Extractor) 
     return row
 
 
+def overview(names: Sequence[str], work: Path, n: int, columns: int = 10) -> None:
+    """WORK/all.png: a row of samples of each recipe's first seed, in this order; of a conditional one the classes in turn."""
+    rows = []
+    for name in names:
+        images, labels = arrays(work / f"{name}-0-{n}.npz")
+        num = 1 if labels is None else int(labels.max()) + 1
+        rows += [(images if labels is None else images[labels == c % num])[c // num] for c in range(columns)]
+    save_png(work / "all.png", grid(torch.stack(rows), columns))
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
@@ -98,9 +110,11 @@ def main() -> None:
             shown = "  ".join(f"{m} {v['value']:.3f}" for m, v in row["scores"].items() if m != "protocol")
             print(f"{recipe:16} seed {seed}  {row['images_per_s']} images/s  {shown}", flush=True)
         target.write_text(json.dumps(found, indent=1) + "\n")
-    for recipe in dict.fromkeys(r["name"] for r in rows):
-        fd = [r["scores"]["fd"]["value"] for r in rows if r["name"] == recipe]
-        print(f"{recipe:16} fd {statistics.median(fd):8.2f}  ({min(fd):.2f} to {max(fd):.2f} of {len(fd)})")
+    scores = {name: sorted(r["scores"]["fd"]["value"] for r in rows if r["name"] == name) for name in {r["name"] for r in rows}}
+    best = sorted(scores, key=lambda name: statistics.median(scores[name]))
+    for name in best:
+        print(f"{name:16} fd {statistics.median(scores[name]):8.2f}  ({scores[name][0]:.2f} to {scores[name][-1]:.2f} of {len(scores[name])})")
+    overview(best, args.work, args.n)
     print(target)
 
 
