@@ -3,7 +3,7 @@
     python benchmarks/families.py --family gan --data ../shared/data/mnist --work bench/gans-mnist [--minutes 4] [--seeds 3] [--recipes dcgan,wgan-gp]
     python benchmarks/families.py --family vae --data ../shared/data/mnist --work bench/vaes-mnist
     python benchmarks/families.py --family gan --data ../shared/data/emoji/twemoji --name emoji --work bench/gans-emoji --minutes 10 --more '--data.resolution 64'
-    python benchmarks/families.py --family gan --data ../shared/data/mnist --name mnist-steps --work bench/gans-mnist-steps --steps 2000 --seeds 1
+    python benchmarks/families.py --family gan --data ../shared/data/cifar10 --name cifar10-steps --work bench/gans-cifar10-steps --steps 1000 --seeds 1
 
 Train, sample, evaluate: `pixelkiln train R --budget`, `sample`, `evaluate --json`, in processes of their own, --workers at a time, each with an equal part of the threads (OMP_NUM_THREADS, or
 2); the wall-clock is the same for all, steps are not (with --steps, the other way round). Scores: `fd`, precision, recall, coverage, classes found and the divergence of their shares (where the data are labeled; the samples of conditional recipes have the data's labels, so that theirs is small
@@ -71,10 +71,13 @@ def overview(names: Sequence[str], work: Path, n: int, columns: int = 10) -> Non
     """WORK/all.png: a row of samples of each recipe's first seed, in this order; of a conditional one the classes in turn."""
     rows = []
     for name in names:
-        images, labels = arrays(work / f"{name}-0-{n}.npz")
+        if not (file := work / f"{name}-0-{n}.npz").exists():  # that seed failed
+            continue
+        images, labels = arrays(file)
         num = 1 if labels is None else int(labels.max()) + 1
         rows += [(images if labels is None else images[labels == c % num])[c // num] for c in range(columns)]
-    save_png(work / "all.png", grid(torch.stack(rows), columns))
+    if rows:
+        save_png(work / "all.png", grid(torch.stack(rows), columns))
 
 
 def main() -> None:
@@ -85,7 +88,7 @@ def main() -> None:
     p.add_argument("--family", default="gan", help="whose recipes are trained, one after the other")
     p.add_argument("--recipes", help="some of them, with commas")
     p.add_argument("--minutes", type=float, default=2.0)
-    p.add_argument("--steps", type=int, default=0, help="the same number of steps for all, instead of minutes (name the result: --name mnist-steps)")
+    p.add_argument("--steps", type=int, default=0, help="the same number of steps for all, instead of minutes (name the result: --name cifar10-steps)")
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--workers", type=int, default=1, help="runs at a time")
     p.add_argument("-n", type=int, default=2000, help="samples")

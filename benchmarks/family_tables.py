@@ -156,7 +156,7 @@ def cached(found: Result) -> str:
 
 FAMILY_TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {  # mark in a page -> kind of result, and what writes it
     "gans:mnist": ("gans-mnist", gans),
-    "gans:mnist-steps": ("gans-mnist-steps", gans),
+    "gans:cifar10-steps": ("gans-cifar10-steps", gans),
     "gans:cifar10": ("gans-cifar10", gans),
     "gans:emoji": ("gans-emoji", gans),
     "gans:gaussians": ("gaussians", gaussians),
