@@ -123,7 +123,7 @@ def main() -> None:
                 continue
             rows.append(row)
             print(f"{recipe:16} seed {seed}  {row['modes']:4} of 1,000 modes  KL {row['kl']:.3f}  commonest {row['commonest']:.2%}  {row['images_per_s']} images/s", flush=True)
-    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {THREADS} threads", "classifier accuracy": classifier.accuracy, "images": args.images, "side": args.side,
+    found = {"date": datetime.date.today().isoformat(), "machine": f"{processor()}, {THREADS} thread{'s' * (THREADS != '1')}", "classifier accuracy": classifier.accuracy, "images": args.images, "side": args.side,
              "floor": floor, "rows": rows, "failed": failed}
     result = HERE / "results" / f"{found['date']}-stacked.json"
     result.write_text(json.dumps(found, indent=1) + "\n")
