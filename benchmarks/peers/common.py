@@ -192,7 +192,8 @@ def clock_of(args: argparse.Namespace, *nets: torch.nn.Module) -> Clock:
     """The clock that the arguments ask for."""
     if not args.slices:
         return Clock(args.minutes)
-    return Slices(args.device, parameters=sum(p.numel() for net in nets for p in net.parameters()), threads=torch.get_num_threads())
+    precision = "bf16" if getattr(args, "mixed_precision", "no") == "bf16" else "fp32"
+    return Slices(args.device, parameters=sum(p.numel() for net in nets for p in net.parameters()), threads=torch.get_num_threads(), precision=precision)
 
 
 def labels_for(n: int, classes: int = 10) -> Tensor:
