@@ -47,9 +47,9 @@ class CodePrior(Method):
 
 
 class Slower(Method):
-    """A step takes a second by `clock`, and three in the second half of training."""
+    """A step takes a second by `clock`, and three in the second half of training; four times that until `busy`."""
 
-    clock = 0.0
+    clock = busy = 0.0
 
     def __init__(self, info: DataInfo, config: CodeConfig, parents: Mapping[str, Method] | None = None) -> None:
         super().__init__(info, parents)
@@ -59,7 +59,7 @@ class Slower(Method):
         return (Update("main", ("net",), self.loss, opt="main"),)
 
     def loss(self, batch: Batch, moment: Moment) -> Mapping[str, Tensor]:
-        Slower.clock += 1.0 if moment.progress < 0.5 else 3.0
+        Slower.clock += (1.0 if moment.progress < 0.5 else 3.0) * (4 if Slower.clock < Slower.busy else 1)
         return {"loss": self.net(torch.ones(1, 1)).square().mean()}
 
     def draw(self, request: Request) -> Tensor:

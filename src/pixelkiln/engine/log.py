@@ -58,6 +58,11 @@ class Meter:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
+    def of(self, total: int) -> None:
+        """There are so many pieces, it turns out."""
+        self.total = total
+        self.bar.update(self.task, total=total)
+
     def at(self, done: int, numbers: Mapping[str, float] | None = None) -> None:
         """`done` pieces are finished; show the numbers."""
         now = time.monotonic()

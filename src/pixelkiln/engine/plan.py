@@ -17,6 +17,7 @@ from ..data import Feed, ImageSet
 from .build import make
 from .log import Log, duration
 from .loop import Trainer
+from .pace import profile
 from .parallel import Team
 from .sample import preview
 from .watch import Mode
@@ -80,25 +81,29 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     trial = Trainer(copy, config, feed.batch, order.seed, config.steps, where)
     if not trial.rows:
         return 0, {"by": "closed form"}
-    per_step, timed = _timed(trial, team, budget.seconds)
+    timed = _timed(trial, team, budget.seconds)
+    per_step = statistics.fmean(seconds for _, seconds in timed)
     feed.close()
     begin = time.perf_counter()
     with trial.sampling():
         preview(copy, 64, where)
     grids = SAMPLES * (time.perf_counter() - begin)
-    left = max(budget.seconds - (time.perf_counter() - start) - grids, budget.seconds / 2)  # one slow grid, on a busy machine, says little
+    after = max(budget.seconds - (time.perf_counter() - start), budget.seconds / 2)
+    left = max(after - grids, budget.seconds / 2)  # one slow grid, on a busy machine, says little
     total = team.agree(lambda: max(1, int(left / per_step)))
     log.say(f"budget {duration(budget.seconds)}: {total} steps of {per_step * 1e3:.1f} ms ({config.batch / per_step:.0f} images/s)")
-    return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": timed}
+    pace = {"seconds": after, "quarters": profile(timed)}
+    return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": len(timed), "pace": pace}
 
 
-def _timed(trial: Trainer, team: Team, seconds: float) -> tuple[float, int]:
-    """Mean seconds of a step over the whole of training, and of how many steps.
+def _timed(trial: Trainer, team: Team, seconds: float) -> list[tuple[float, float]]:
+    """Places in the training, as shares of it, and seconds of a step there.
 
     What comes late or now and then costs, too: a discriminator that joins half-way, a penalty every 16 steps. So steps are timed as if they stood at
     shares of the training that the golden ratio spreads; one that took more than OUTLIER times the median was disturbed, and counts as that much.
     """
     spent: list[float] = []
+    shares: list[float] = []
     for k in range(2):
         trial.step(k)
         trial.look()
@@ -109,5 +114,6 @@ def _timed(trial: Trainer, team: Team, seconds: float) -> tuple[float, int]:
         trial.step(k)
         trial.look()
         spent.append(time.perf_counter() - begin)
+        shares.append(share)
     most = OUTLIER * statistics.median(spent)
-    return statistics.fmean(min(x, most) for x in spent), len(spent)
+    return [(share, min(x, most)) for share, x in zip(shares, spent, strict=True)]

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from ..core.config import from_json
-from ..core.files import Unwritable, read_json
+from ..core.files import Unwritable, read_json, write_json
 from ..core.images import grid, save_png
 from ..core.protocols import Method
 from ..core.recipe import Stage
 from ..core.runs import Checkpoint, Run
 from ..core.types import UserError
 from ..data import Feed, ImageSet
-from .log import Log
+from .log import Log, Meter
 from .loop import Diverged, Trainer, plain
+from .pace import Pace
 from .parallel import Apart, Lost, Team
 from .plan import SAMPLES
 from .sample import preview
+from .signals import Interrupted, signals
 from .watch import Choice, State, Watch, classifier_of
 from .where import Where
 
-__all__ = ["Interrupted", "Session", "execute", "signals"]
+__all__ = ["Session", "execute"]
 
 MINUTES = 5.0  # longest time between checkpoints
-
-
-class Interrupted(Exception):
-    """A signal stopped the run after everything was saved."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.status = 128 + signum
 
 
 def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mapping[str, Any], where: Where, log: Log) -> None:
@@ -69,7 +61,7 @@ def execute(run: Run, stage: Stage, method: Method, data: ImageSet, facts: Mappi
             return
     elif team.first and (run.metrics_file.exists() or run.samples() or run.points("snapshots")):
         run.rewind(-1)
-    session = Session(run, trainer, method, total, spent, where, feed, watch)
+    session = Session(run, trainer, method, total, spent, where, feed, watch, Pace.of(facts.get("plan")) if team.first else None)
     try:
         if trainer.fits and state is None:
             if team.first:
@@ -123,6 +115,7 @@ class Session:
     where: Where
     feed: Feed
     watch: Watch | None = None
+    pace: Pace | None = None  # of process 0
 
     def step(self, k: int) -> None:
         """Step k. What cannot be computed (a factorization, say) since a weight or a term is not finite is `Diverged`."""
@@ -135,7 +128,7 @@ class Session:
     def loop(self, done: int, log_every: int, sample_every: int | None, save_every: int | None, log: Log) -> None:
         """Steps from `done` up to the total; after a look that finds the run collapsed, once more from where it was healthy."""
         self.begin, team = time.perf_counter(), self.where.team
-        sample_every = sample_every or max(1, math.ceil(self.total / SAMPLES))
+        every = sample_every or self.tenth()
         saved = logged = time.perf_counter()
         last, waited, step = done, self.feed.waited, done
         if self.watch is not None and self.watch.begins(done):
@@ -155,18 +148,25 @@ class Session:
                     last, logged, waited = step, now, self.feed.waited
                     if self.watch is not None:
                         self.watch.follow(numbers, log_every)
-                if step % sample_every == 0 or end:
+                if step % every == 0 or end:
                     self.draw(step, log)
-                    if self.watch is not None and self.watch.due(step, sample_every):
+                    if self.watch is not None and self.watch.due(step, every):
                         from_here, good = self.watched(step, log)
                         if from_here < step:
                             step = last = from_here
                             logged = time.perf_counter()
                             continue
-                    logged += time.perf_counter() - now
+                    aside = time.perf_counter() - now
+                    logged += aside
+                    if self.pace is not None:
+                        self.pace.drew(aside)
                 self.keep(step, log)
-                stop, due = team.most(caught[0] if caught else 0, int(now - saved > 60 * MINUTES))
-                if stop or end or good or (save_every and step % save_every == 0) or due:
+                late = not end and self.pace is not None and self.pace.due(step, self.seconds())
+                stop, due, look = team.most(caught[0] if caught else 0, int(now - saved > 60 * MINUTES), int(late))
+                moved = bool(look) and self.plan_again(step, meter, log)
+                if moved:
+                    every = sample_every or self.tenth()
+                if stop or end or good or moved or (save_every and step % save_every == 0) or due:
                     self.save(step)
                     saved = time.perf_counter()
                 if stop and not end:
@@ -174,6 +174,27 @@ class Session:
         if self.total == 0 or done == self.total:
             self.draw(0, log)
             self.save(0)
+
+    def tenth(self) -> int:
+        """Steps between grids of samples, where nothing is said."""
+        return max(1, math.ceil(self.total / SAMPLES))
+
+    def plan_again(self, step: int, meter: Meter, log: Log) -> bool:
+        """Set the total to what fits the time, and write it down; whether it is another."""
+        pace, total = self.pace, self.total
+        self.total = self.where.team.agree(lambda: total if pace is None else pace.again(step, self.seconds(), total, SAMPLES))
+        if self.total == total:
+            return False
+        self.trainer.total = self.total
+        if self.watch is not None:
+            self.watch.total = self.total
+        meter.of(self.total)
+        if self.where.team.first:
+            facts = self.run.read_recipe()
+            again = [*facts["plan"].get("again", ()), {"step": step, "total": self.total}]
+            write_json(self.run.recipe_file, facts | {"total": self.total, "plan": facts["plan"] | {"again": again}})
+        log.say(f"step {step}: steps take another time than was planned with: {self.total} of them fit, not {total}")
+        return True
 
     def watched(self, step: int, log: Log) -> tuple[int, bool]:
         """Look, write down what is seen, warn: the step to go on from, which is an earlier one where the run was taken back, and whether this
@@ -258,26 +279,3 @@ class Session:
                 save_png(self.run.path / "samples" / f"step-{step:08d}.png", grid(images, None))
             except Unwritable as e:
                 log.say(f"note: no grid of step {step}: {e}")
-
-
-@contextlib.contextmanager
-def signals(alone: bool = True) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them, so that the step can be finished and saved; a second one kills, unless
-    a launcher may repeat what it got itself (it kills in the end)."""
-    caught: list[int] = []
-
-    def note(signum: int, _: object) -> None:
-        caught.append(signum)
-        if len(caught) > 1 and alone:
-            raise KeyboardInterrupt
-
-    try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
