@@ -88,19 +88,20 @@ def test_a_chosen_category_keeps_everything_else() -> None:
     assert stats.ks_2samp(typical[:, 2].numpy(), moved[:, 2].numpy()).pvalue > 1e-3
 
 
-def test_generator_is_given_the_codes_and_the_noise() -> None:
-    method = small()
+@pytest.mark.parametrize("gain", [1.0, 5.0])
+def test_generator_is_given_the_codes_and_the_noise(gain: float) -> None:
+    method = small(replace(CODES, gain=gain))
     seen: list[Tensor] = []
     method.generator.net.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     z = normal(5)
     method.generator(z)
     (given,) = seen
     assert given.shape == z.shape and torch.equal(given[:, 6:], z[:, 6:])
-    assert torch.equal(given[:, :4], torch.nn.functional.one_hot(z[:, :4].argmax(1), 4).float())
+    assert torch.equal(given[:, :4], gain * torch.nn.functional.one_hot(z[:, :4].argmax(1), 4).float())
     torch.testing.assert_close(given[:, 4:6].double(), torch.from_numpy(2 * stats.norm.cdf(z[:, 4:6].double().numpy()) - 1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("codes", [Codes(0, 0), Codes(1, 2), Codes(-1, 3), Codes(10, 3)])
+@pytest.mark.parametrize("codes", [Codes(0, 0), Codes(1, 2), Codes(-1, 3), Codes(10, 3), Codes(4, 2, gain=0.0), Codes(4, 2, gain=math.inf), Codes(4, 2, gain=math.nan)])
 def test_codes_that_do_not_fit_are_refused(codes: Codes) -> None:
     with pytest.raises(UserError, match=r"model\.codes"):
         small(codes)

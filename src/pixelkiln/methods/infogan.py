@@ -85,7 +85,7 @@ def infogan(size: Size = "small") -> Recipe:
     """InfoGAN: codes that images tell of, found without labels. Chen et al. 2016, arXiv 1606.03657."""
     width = by_size(size, tiny=8, small=32, base=64)
     d, g = adam(size, small=5e-4, base=2e-4, betas=(0.5, 0.999)), adam(size, small=2e-3, base=1e-3, betas=(0.5, 0.999))
-    model = InfoGANConfig(nets=DCGANNets(width, width), reference=by_size(size, tiny=64, small=256, base=256))
+    model = InfoGANConfig(nets=DCGANNets(width, width), codes=Codes(gain=5.0), reference=by_size(size, tiny=64, small=256, base=256))
     return Recipe(
         stages=(Stage(InfoGAN, model, data_for(size), training(size, d=d, g=g)),),
         family="gan",

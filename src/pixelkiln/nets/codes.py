@@ -2,12 +2,15 @@
 
 The latent stays z (n, d) ~ N(0, I), so that walks, truncation and seeds work as everywhere; what the generator is given is a function of it:
 
-    category    argmax of z_1 .. z_K             each of K with probability 1/K, since the K numbers are exchangeable
+    category    argmax of z_1 .. z_K, one-hot    each of K with probability 1/K, since the K numbers are exchangeable
     style j     2 Phi(z_{K+j}) - 1, or z_{K+j}   uniform in (-1, 1), or standard normal
     noise       the other numbers, as they are
 
 Every truncation is one rising function of each number, and so leaves the category what it was. Two numbers of z exchanged choose another category without
 leaving the law of z given that category.
+
+The one-hot vector is multiplied by `gain`. Noise of m numbers has length sqrt(m), 7.9 for the paper's 62; beside it a vector of length 1 is hardly heard by the generator's first layer, and what
+the image comes to tell of the category are details that Q can read, not what it shows.
 
 n images, d latent, K categories, c styles, F features.
 """
@@ -34,11 +37,14 @@ class Codes:
     categories: int = 10
     styles: int = 2  # numbers
     prior: Literal["uniform", "normal"] = "uniform"  # of a style: in (-1, 1), or N(0, 1)
+    gain: float = 1.0  # of the category's one-hot vector, beside noise of variance 1 each
 
     def checked(self, latent: int) -> Codes:
         """These codes, if they fit into a latent of d numbers. Raises `UserError`."""
         if self.categories < 0 or self.styles < 0 or self.categories == 1 or self.categories + self.styles == 0:
             raise UserError("model.codes: give categories (2 or more), or styles, or both")
+        if not 0 < self.gain < math.inf:
+            raise UserError(f"model.codes.gain {self.gain}: give a positive number")
         if self.categories + self.styles > latent:
             raise UserError(f"model.codes take {self.categories} + {self.styles} of model.latent's {latent} numbers: give a larger --model.latent")
         return self
@@ -69,7 +75,7 @@ def chosen(z: Tensor, category: Tensor, codes: Codes) -> Tensor:
 
 @final
 class CodedGenerator(nn.Module):
-    """A generator that is given the category as a one-hot vector, the styles and the noise: d numbers in all. It takes no label."""
+    """A generator that is given the category as a one-hot vector times `gain`, the styles and the noise: d numbers in all. It takes no label."""
 
     classes = 0
 
@@ -82,7 +88,7 @@ class CodedGenerator(nn.Module):
         k, c = self.codes.categories, self.codes.styles
         parts = [styles_of(z, self.codes), z[:, k + c :]]
         if k:
-            parts = [F.one_hot(category_of(z, self.codes), k).to(z.dtype), *parts]
+            parts = [self.codes.gain * F.one_hot(category_of(z, self.codes), k).to(z.dtype), *parts]
         x: Tensor = self.net(torch.cat(parts, dim=1))
         return x
 
