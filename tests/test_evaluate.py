@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -290,6 +291,17 @@ def test_accuracy_is_of_the_labels(extractor: Extractor) -> None:
     assert right.error == pytest.approx((right.value * (1 - right.value) / len(TEST)) ** 0.5)
 
 
+def test_purity_is_of_labels_by_any_name(extractor: Extractor) -> None:
+    """Renamed labels are as pure; those that say nothing as pure as the largest class."""
+    assert TEST.labels is not None
+    names = ("accuracy", "purity", "label-nats")
+    plain, renamed, none = (score(extractor, TEST.images, labels, names) for labels in (TEST.labels, (3 * TEST.labels + 1) % 10, torch.zeros_like(TEST.labels)))
+    assert plain["purity"].value == plain["purity"].floor == plain["accuracy"].value
+    assert renamed["purity"].value == plain["purity"].value and renamed["label-nats"].value == pytest.approx(plain["label-nats"].value)
+    assert renamed["accuracy"].value < 0.2
+    assert none["purity"].value < 0.2 and none["label-nats"].value == 0 and 2 < plain["label-nats"].value < math.log(10)
+
+
 def test_samples_of_another_size_are_converted_and_the_protocol_says_so(extractor: Extractor) -> None:
     large = conform(TEST.images, ImageShape(3, 16, 16))
     report = score(extractor, large, metrics=("fd",))
@@ -360,6 +372,7 @@ def test_a_small_test_split_is_stated_or_gives_no_floor(extractor: Extractor) ->
         (9, None, ("FID",), "unknown metric 'FID'"),
         (9, None, (), "no metric was named"),
         (9, None, ("accuracy",), "accuracy needs the labels"),
+        (9, None, ("purity",), "purity needs the labels"),
         (9, torch.zeros(8, dtype=torch.int64), ("accuracy",), "as many labels"),
         (9, torch.full((9,), 10), ("accuracy",), "classes 0..9"),
     ],

@@ -14,13 +14,16 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
 from pixelkiln.core.types import Ability, Batch, Condition, DataInfo, ImageShape, Moment, Request, UserError
+from pixelkiln.data import open_source
+from pixelkiln.engine.features import extractor_for
 from pixelkiln.engine.loop import only
+from pixelkiln.engine.measure import Ask, measure
 from pixelkiln.engine.plan import Budget, Order
 from pixelkiln.engine.sample import load
 from pixelkiln.engine.train import train
 from pixelkiln.engine.where import Where
 from pixelkiln.methods.infogan import InfoGAN, InfoGANConfig, infogan
-from pixelkiln.metrics.agreement import mutual_information, purity
+from pixelkiln.metrics import Agreement, mutual_information, purity
 from pixelkiln.nets.codes import Codes, Recognizer, category_of, chosen, styles_of
 from pixelkiln.nets.dcgan import DCGANNets
 from pixelkiln.objectives.information import category_information, style_information
@@ -248,6 +251,44 @@ def test_agreement_is_sklearns_and_what_is_counted_by_hand() -> None:
     assert purity(classes, (classes * 3 + 1) % 7) == 1 and mutual_information(torch.zeros(9).long(), torch.arange(9)) == 0
     with pytest.raises(ValueError, match="at least one"):
         purity(torch.zeros(0).long(), torch.zeros(0).long())
+
+
+def test_agreement_in_parts_is_that_of_the_whole() -> None:
+    """However many labels a part has; unknown labels do not count."""
+    gen = torch.Generator().manual_seed(1)
+    labels, classes = torch.randint(-1, 9, (500,), generator=gen), torch.randint(0, 5, (500,), generator=gen)
+    whole = Agreement(5).update(labels, classes)
+    parts = [Agreement(5).update(labels[part], classes[part]) for part in (slice(0, 3), slice(3, 3), slice(3, 400), slice(400, 500))]
+    for first, *rest in (parts, parts[::-1]):
+        found = Agreement(5).merge(first)
+        for part in rest:
+            found.merge(part)
+        assert torch.equal(found.counts, whole.counts)
+    known = labels >= 0
+    assert whole.num == int(known.sum()) and whole.right == int((labels == classes)[known].sum())
+    assert whole.purity == purity(labels[known], classes[known])
+
+
+@pytest.mark.parametrize(("labels", "classes", "message"), [([0, 1], [0], "one of each"), ([0], [5], r"classes 0\.\.4"), ([0], [-1], r"classes 0\.\.4")])
+def test_agreement_refuses(labels: list[int], classes: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Agreement(5).update(torch.tensor(labels), torch.tensor(classes))
+    with pytest.raises(ValueError, match="cannot be merged"):
+        Agreement(5).merge(Agreement(4))
+
+
+def test_codes_and_digits_are_compared_by_evaluate(tmp_path: Path) -> None:
+    """Of codes that are asked for; without, nobody knows what the samples were to be."""
+    run = train(Order("infogan", "digits", tmp_path / "run", "tiny", Budget(steps=2)), Where("cpu", "fp32", False, 1))
+    trained = load(run.path, "cpu", "fp32")
+    found = {r.name: r for r in measure(trained, num=40, ask=Ask(("purity", "label-nats")), label="all").report.results}
+    verdicts = extractor_for(open_source("digits")).predict(trained.sample(40, label="all"))
+    codes = torch.arange(40) % 10
+    assert found["purity"].value == pytest.approx(purity(codes, verdicts)) and found["label-nats"].value == pytest.approx(mutual_information(codes, verdicts))
+    assert found["purity"].floor is not None and found["purity"].floor > 0.8  # of real digits and their labels
+    assert found["purity"].protocol["labels"] == 10
+    with pytest.raises(UserError, match="purity needs the labels, or codes.*--label all"):
+        measure(trained, num=40, ask=Ask(("purity",)))
 
 
 def test_recipe() -> None:

@@ -286,7 +286,7 @@ def test_two_processes_score_images_as_one(tmp_path: Path, cache: Path) -> None:
     noise = torch.randint(0, 60, data.images[:600].shape, generator=torch.Generator().manual_seed(0))
     images = (data.images[:600].int() + noise).clamp(max=255).to(torch.uint8)
     np.savez(tmp_path / "f.npz", images=images[:, 0].numpy(), labels=data.labels[:600].numpy())
-    names = "fd,kd,precision,recall,density,coverage,accuracy,mind,authenticity,nn-ratio,vendi,cs,modes-kl"
+    names = "fd,kd,precision,recall,density,coverage,accuracy,mind,authenticity,nn-ratio,vendi,cs,modes-kl,purity,label-nats"
     one, two = scores(tmp_path, cache, tmp_path / "f.npz", "--data", "digits", "--metrics", names, "--bootstrap", 4)
     assert one == two
     assert {m["name"] for m in one["metrics"]} == set(names.split(","))

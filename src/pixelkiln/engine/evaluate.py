@@ -92,7 +92,7 @@ def score_of(name: str, sets: Sets) -> Score:
 
 def floor_of(name: str, test: Statistics | None, real: Statistics, seed: int) -> Score | None:
     """The score of test images, None where there are too few."""
-    if test is None or len(test) < METRICS[name].least or (name == "accuracy" and not test.labeled):
+    if test is None or len(test) < METRICS[name].least or (METRICS[name].needs in ("classes", "labels") and not test.agreement.num):
         return None
     try:
         found = METRICS[name].of(Sets(test, real, test, seed))
@@ -128,8 +128,8 @@ def chosen(metrics: Sequence[str] | None, labeled: bool, extractor: FeatureExtra
     return named(metrics)
 
 
-def check(names: Sequence[str], num: int, labels: Tensor | None, train: ImageSet, extractor: FeatureExtractor) -> None:
-    """Refuse what cannot be scored before anything is computed."""
+def check(names: Sequence[str], num: int, labels: Tensor | None, train: ImageSet, extractor: FeatureExtractor, coded: bool = False) -> None:
+    """Refuse what cannot be scored before anything is computed. labels: numbers of the reference's classes; coded: the samples have labels of another meaning."""
     for name in names:
         metric = METRICS[name]
         for what, n in (("samples", num), ("reference images", len(train) if name != "accuracy" else metric.least)):
@@ -137,8 +137,10 @@ def check(names: Sequence[str], num: int, labels: Tensor | None, train: ImageSet
                 raise UserError(f"{name} needs at least {metric.least} {what}, and there are {n}: give more, or leave it out of the metrics")
         if metric.needs in ELSEWHERE:
             raise UserError(f"{name} needs {ELSEWHERE[metric.needs]}, or leave it out of the metrics")
-        if metric.needs == "predictions" and not extractor.num_classes:
+        if metric.needs in ("predictions", "labels") and not extractor.num_classes:
             raise UserError(f"{name} needs predictions, and {extractor.name} makes none: leave it out of the metrics")
+        if metric.needs == "labels" and labels is None and not coded:
+            raise UserError(f"{name} needs the labels, or codes, that the samples were asked for: add --label all, or store 'labels' with them, or leave it out of the metrics")
     if "accuracy" not in names:
         return
     if not extractor.classes:
@@ -155,8 +157,8 @@ def check(names: Sequence[str], num: int, labels: Tensor | None, train: ImageSet
 def _protocol(shape: Sequence[int], train: ImageSet, test: ImageSet, extractor: FeatureExtractor, seed: int, every: Statistics | None) -> Protocol:
     """What all scores of one evaluation have in common."""
     protocol: Protocol = {"extractor": extractor.name, "weights": extractor.weights}
-    if every is not None and every.labeled:
-        protocol["extractor accuracy"] = round(every.right / every.labeled, 4)
+    if every is not None and every.agreement.num:
+        protocol["extractor accuracy"] = round(every.agreement.right / every.agreement.num, 4)
     reference = {"reference": f"{train.name} {train.split}", "floor": f"{test.name} {test.split}"}
     return {**protocol, **reference, "resize": extractor.how(shape), "reference resize": extractor.how(tuple(train.info.shape)), "seed": seed}
 

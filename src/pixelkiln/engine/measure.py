@@ -111,7 +111,7 @@ def measure(trained: Trained, source: str | None = None, num: int = 2000, ask: A
     asked = chosen(ask.metrics, labels is not None, extractor)
     pairs, paths = ([n for n in asked if METRICS[n].needs == kind] for kind in ("pairs", "paths"))
     names = [n for n in asked if n not in (*pairs, *paths, *of_codes)]
-    check(names, num, labels, train, extractor)
+    check(names, num, labels, train, extractor, whole.cond.label is not None)
     beside = Pairs(pairs, extractor)
     fake = Statistics(extractor, train.info.shape, ask.seed)
     start = time.perf_counter()

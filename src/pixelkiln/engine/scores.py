@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..metrics import (
+    Agreement,
     Closeness,
     K,
     KernelDistance,
@@ -96,7 +97,7 @@ Plain = Callable[[Sets, Tensor], float]  # the score of bare features
 
 @dataclass(frozen=True)
 class Metric:
-    """about: one line; least: samples that it needs; needs: "" (features), "classes" (of the data), "predictions", "test" images, "pairs", "paths" or "codes".
+    """about: one line; least: samples that it needs; needs: "" (features), "classes" (of the data), "predictions", "labels" (of any meaning) and predictions, "test" images, "pairs", "paths" or "codes".
 
     plain: the score of features (N, d), what intervals are made of; score: the whole, where it is more than the plain score of the pool.
     """
@@ -104,7 +105,7 @@ class Metric:
     about: str
     better: Better = "higher"
     least: int = 2
-    needs: Literal["", "classes", "predictions", "test", "pairs", "paths", "codes"] = ""
+    needs: Literal["", "classes", "predictions", "labels", "test", "pairs", "paths", "codes"] = ""
     plain: Plain | None = None
     score: Callable[[Sets], Score] | None = None
     own: Protocol = field(default_factory=dict)
@@ -163,9 +164,15 @@ def _mind(sets: Sets) -> Score:
 
 
 def _accuracy(sets: Sets) -> Score:
-    fake = sets.fake
-    p = fake.right / fake.labeled
-    return Score(p, (p * (1 - p) / fake.labeled) ** 0.5, {"N": fake.labeled, "classes": fake.extractor.num_classes})
+    found, num = sets.fake.agreement, sets.fake.agreement.num
+    p = found.right / num
+    return Score(p, (p * (1 - p) / num) ** 0.5, {"N": num, "classes": sets.fake.extractor.num_classes})
+
+
+def _agreement(sets: Sets, value: Callable[[Agreement], float]) -> Score:
+    """Of what the samples were asked for with what the classifier says."""
+    found = sets.fake.agreement
+    return Score(value(found), None, {"N": found.num, "labels": len(found.counts), "outputs": sets.fake.extractor.num_classes})
 
 
 def _inception(sets: Sets) -> Score:
@@ -214,6 +221,8 @@ METRICS: dict[str, Metric] = {
     "cs": Metric("classifier score, the Inception Score's formula with this extractor's classes", "higher", 10, "predictions", None, _inception),
     "modes": Metric("number of classes with at least one sample", "higher", 1, "predictions", None, _modes),
     "modes-kl": Metric("divergence of the classes' shares from the training split's", "lower", 1, "predictions", None, _modes_kl),
+    "purity": Metric("share of samples that are of the commonest class of their label, or code", "higher", 1, "labels", None, lambda s: _agreement(s, lambda a: a.purity)),
+    "label-nats": Metric("mutual information of labels, or codes, and recognized classes, nats", "higher", 1, "labels", None, lambda s: _agreement(s, lambda a: a.nats)),
     "psnr": Metric("decibel between pairs of images", "higher", 1, "pairs"),
     "ssim": Metric("structural similarity of pairs", "higher", 1, "pairs"),
     "ms-ssim": Metric("structural similarity of pairs on several scales", "higher", 1, "pairs"),

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.rng import key, permutation
 from ..core.types import ImageShape, UserError
 from ..data import ImageSet
-from ..metrics import InceptionScore, Modes, Moments
+from ..metrics import Agreement, InceptionScore, Modes, Moments
 from .extractor import FeatureExtractor
 from .features import PART, conform
 from .kept import keep, recall
@@ -28,7 +28,7 @@ from .parallel import ALONE, Team
 __all__ = ["POOL", "Statistics", "score_shard", "statistics_of"]
 
 POOL = 5_000  # features kept for kernels, neighborhoods and the like
-VERSION = 1  # of what is kept: change it and everything is made anew
+VERSION = 2  # of what is kept: change it and everything is made anew
 
 
 def priority(numbers: Tensor, seed: int) -> Tensor:
@@ -51,8 +51,7 @@ class Statistics:
         self.numbers, self.pool = torch.empty(0, dtype=torch.int64), torch.empty(0, extractor.dim)  # (n,), (n, d), in order of the numbers
         self.prints = torch.empty(0, dtype=torch.int64)
         num = max(extractor.num_classes, 1)
-        self.inception, self.modes = InceptionScore(num, seed=seed), Modes(num)
-        self.right = self.labeled = 0
+        self.inception, self.modes, self.agreement = InceptionScore(num, seed=seed), Modes(num), Agreement(num)
 
     def __len__(self) -> int:
         return self.moments.n
@@ -80,7 +79,7 @@ class Statistics:
             self.inception.update(p, numbers)
             self.modes.update(p.argmax(1))
             if labels is not None:
-                self.right, self.labeled = self.right + int((p.argmax(1) == labels).sum()), self.labeled + len(labels)
+                self.agreement.update(labels, p.argmax(1))
         return self
 
     def _pool(self, numbers: Tensor, features: Tensor) -> None:
@@ -100,22 +99,22 @@ class Statistics:
         self.prints = torch.cat([self.prints, other.prints])
         self.inception.merge(other.inception)
         self.modes.merge(other.modes)
-        self.right, self.labeled = self.right + other.right, self.labeled + other.labeled
+        self.agreement.merge(other.agreement)
         return self
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, for a file or another process."""
         i, m = self.inception, self.moments
-        counts = torch.tensor([m.n, i.seen, self.right, self.labeled])
+        counts = torch.tensor([m.n, i.seen])
         return {"mean": m.mean, "scatter": m.scatter, "numbers": self.numbers, "pool": self.pool, "prints": self.prints, "is n": i.n,
-                "is total": i.total, "is negentropy": i.negentropy, "modes": self.modes.counts, "counts": counts}
+                "is total": i.total, "is negentropy": i.negentropy, "modes": self.modes.counts, "agreement": self.agreement.counts, "counts": counts}
 
     def load(self, tensors: dict[str, Tensor]) -> Statistics:
         """What `tensors` gave, into empty statistics of the same extractor, shape, seed and size."""
         i, m = self.inception, self.moments
-        m.n, i.seen, self.right, self.labeled = (int(n) for n in tensors["counts"])
+        m.n, i.seen = (int(n) for n in tensors["counts"])
         m.mean, m.scatter, i.n, i.total, i.negentropy = (tensors[k] for k in ("mean", "scatter", "is n", "is total", "is negentropy"))
-        self.numbers, self.pool, self.prints, self.modes.counts = (tensors[k] for k in ("numbers", "pool", "prints", "modes"))
+        self.numbers, self.pool, self.prints, self.modes.counts, self.agreement.counts = (tensors[k] for k in ("numbers", "pool", "prints", "modes", "agreement"))
         return self
 
 

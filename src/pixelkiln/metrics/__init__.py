@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .agreement import Agreement, mutual_information, purity
 from .classes import InceptionScore, Modes, inception_score
 from .disentangle import DCI, Gaps, dci, mig, sap
 from .diversity import Vendi, vendi_score
@@ -19,6 +20,7 @@ from .sliced import SlicedDistance, sliced_distance
 __all__ = [  # noqa: RUF022 (K is a constant)
     "DCI",
     "K",
+    "Agreement",
     "Closeness",
     "Curve",
     "Estimate",
@@ -46,6 +48,7 @@ __all__ = [  # noqa: RUF022 (K is a constant)
     "mig",
     "mmd2",
     "ms_ssim",
+    "mutual_information",
     "n_curve",
     "nearest_ratio",
     "neighborhood_scores",
@@ -53,6 +56,7 @@ __all__ = [  # noqa: RUF022 (K is a constant)
     "perceptual_distance",
     "polynomial",
     "psnr",
+    "purity",
     "rbf",
     "sap",
     "sliced_distance",
