@@ -191,6 +191,17 @@ def test_one_is_killed_the_other_says_so_and_the_run_goes_on_alone_or_together(t
     same(out, unbroken)
 
 
+def test_both_change_the_plan_when_process_0_does(tmp_path: Path) -> None:
+    """A budget of 400 seconds by a clock of each process's own; process 1's says that the plan is right."""
+    toy = f"{HERE / 'hurried_toy.py'}:hurried"
+    status, _, err = torchrun("-m", "pixelkiln", "train", toy, "--data", "digits", "--size", "tiny", "--budget", "400s", "--out", tmp_path / "r", "--precision", "fp32")
+    assert status == 0, err
+    run = Run(tmp_path / "r")
+    facts = run.read_recipe()
+    assert facts["total"] == facts["plan"]["again"][-1]["total"] == run.checkpoint().step > 1.5 * 400 / 7.2
+    assert "steps take another time than was planned with" in err and err.count("steps take another time") == len(facts["plan"]["again"])
+
+
 def digits_as_files(folder: Path) -> Path:
     """The digits as PNGs, in their order, with their labels and splits."""
     rows = []
