@@ -19,9 +19,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """The median, and in parentheses the least and the greatest where there are several."""
-    middle = format(statistics.median(values), form)
-    return middle if len(values) == 1 else f"{middle} ({format(min(values), form)} – {format(max(values), form)})"
+    """The median, and in parentheses the least and the greatest where they differ."""
+    middle, low, high = (format(v, form) for v in (statistics.median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} – {high})"
 
 
 def grouped(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
