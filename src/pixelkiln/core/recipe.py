@@ -107,10 +107,11 @@ class Expect:
 MACHINES = {  # where the numbers of the catalog were measured: in words, options of `train`, samples that were scored
     "amx": ("2 cores of a Xeon with AMX, bf16", "", 1000),
     "avx2": ("1 core of an AMD EPYC with AVX2, fp32", " --threads 1", 2000),
+    "avx512-bf16": ("1 core of an AMD EPYC with AVX512-BF16, bf16", " --threads 1", 2000),
 }
 
 
-def on_mnist(size: str, recipe: str, budget: str, machine: Literal["amx", "avx2"] = "amx", **scores: float) -> tuple[Expect, ...]:
+def on_mnist(size: str, recipe: str, budget: str, machine: Literal["amx", "avx2", "avx512-bf16"] = "amx", **scores: float) -> tuple[Expect, ...]:
     """Scores of a recipe's small size on MNIST after so much training on one of `MACHINES`; () for other sizes."""
     where, options, n = MACHINES[machine]
     command = f"pixelkiln train {recipe} --data mnist --out R --budget {budget}{options}; pixelkiln evaluate R -n {n}"

@@ -50,5 +50,5 @@ def wgan_gp(size: Size = "small") -> Recipe:
         family="gan",
         paper="Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, Improved Training of Wasserstein GANs, 2017, arXiv 1704.00028",
         summary="Wasserstein distance by a critic whose gradients are held at norm one",
-        expect=on_mnist(size, "wgan-gp", "4m", "avx2", fd=23.2),
+        expect=on_mnist(size, "wgan-gp", "2m", "avx512-bf16", fd=23.2),
     )
