@@ -90,6 +90,8 @@ SCORES: dict[str, tuple[Callable[[Tensor, int], Any], bool]] = {
     "inception_score": (lambda x, s: inception_score(classes(x), seed=s), True),
     "Modes": (lambda x, s: Modes(6).update(x.argmax(1)).kl(Modes(6).update(TRAIN.argmax(1))), False),
     "accuracy": (lambda x, s: metrics.accuracy(predicted=x.argmax(1), labels=(x + 0.3 * x.roll(1, 1)).argmax(1)), False),
+    "purity": (lambda x, s: metrics.purity((x + 0.3 * x.roll(1, 1)).argmax(1), x.argmax(1)), False),
+    "mutual_information": (lambda x, s: metrics.mutual_information((x + 0.3 * x.roll(1, 1)).argmax(1), x.argmax(1)), False),
     "psnr": (lambda x, s: averaged(lambda a, b: psnr(a, b, data_range=1), x), False),
     "ssim": (lambda x, s: averaged(lambda a, b: ssim(a, b, data_range=1), x), False),
     "ms_ssim": (lambda x, s: averaged(lambda a, b: ms_ssim(a, b, data_range=1, exponents=(1.0,)), x), False),
@@ -113,7 +115,7 @@ def numbers(found: Any) -> list[float]:
 def test_every_metric_stands_in_the_table() -> None:
     functions = {n for n in metrics.__all__ if inspect.isfunction(getattr(metrics, n))}
     assert functions - set(SCORES) == {"polynomial", "mig", "dci", "sap"}  # a kernel of mmd2; scores of codes beside factors: tests/test_disentangle.py
-    assert {n for n in metrics.__all__ if hasattr(getattr(metrics, n), "merge")} == {"InceptionScore", "Modes", "Moments", "Vendi"}
+    assert {n for n in metrics.__all__ if hasattr(getattr(metrics, n), "merge")} == {"Agreement", "InceptionScore", "Modes", "Moments", "Vendi"}
 
 
 @pytest.mark.parametrize("name", [n for n in SCORES if n != "path_length"])  # which has no samples
