@@ -75,6 +75,31 @@ def test_a_machine_that_becomes_busy_takes_no_more_time(tmp_path: Path, toy: Any
     assert toy.clock == pytest.approx(400, rel=TOLD)
 
 
+def test_a_process_that_was_stopped_for_an_hour_keeps_its_plan(tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-Z, or a suspended job: counted as time, it would leave one more step."""
+    step = Session.step
+
+    def stopped(self: Session, k: int) -> None:
+        toy.clock += 3600.0 if k == 20 else 0.0
+        step(self, k)
+
+    monkeypatch.setattr(Session, "step", stopped)
+    run = trained(tmp_path / "r")
+    assert "again" not in run.read_recipe()["plan"]
+    assert toy.clock == pytest.approx(4000, rel=TOLD / 8)
+
+
+def test_a_run_that_was_taken_back_is_not_slow() -> None:
+    """200 steps of a second, back to 50, and on: the lost steps are no sign of a slow machine, but their time is gone."""
+    pace = Pace(800.0, (1.0, 1.0, 1.0, 1.0))
+    for k in range(1, 200):
+        if pace.due(k, float(k)):
+            assert pace.again(k, float(k), 800, 10) == 800
+    pace.went_back()
+    looks = [pace.again(k, k + 150.0, 800, 10) for k in range(51, 450) if pace.due(k, k + 150.0)]
+    assert looks and all(abs(total - 650) < 10 for total in looks)
+
+
 @pytest.mark.parametrize("killed", [2, 60], ids=["before the look", "after it"])
 def test_resuming_keeps_what_was_decided(tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch, killed: int) -> None:
     toy.busy = 60.0

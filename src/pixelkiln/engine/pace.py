@@ -19,6 +19,7 @@ __all__ = ["Pace", "profile"]
 LOOKS = (1 / 8, 1 / 4, 1 / 2)  # shares of the time
 SLACK = 0.15  # a plan that is off by no more than this is kept
 LEAST = 5  # steps between two looks
+PAUSE = 60.0, 50  # seconds, and steps, from which on a single step is not slow, but the process was stopped (a suspended job, Ctrl-Z): time that is not counted
 
 
 def profile(timed: Sequence[tuple[float, float]]) -> tuple[float, ...]:
@@ -30,13 +31,16 @@ def profile(timed: Sequence[tuple[float, float]]) -> tuple[float, ...]:
 
 @dataclass
 class Pace:
-    """A time to keep. seconds: for all steps and sample grids; quarters: what a step takes in each quarter of the training, in any unit."""
+    """A time to keep. seconds: for all steps and sample grids; quarters: what a step takes in each quarter of the training, seconds."""
 
     seconds: float
     quarters: tuple[float, ...]
     mark: tuple[int, float] = field(default=(-1, 0.0), init=False)  # step and seconds of the last look of this sitting
     aside: float = field(default=0.0, init=False)  # seconds of this sitting that were spent on other things than steps
     grids: int = field(default=0, init=False)
+    drawn: float = field(default=0.0, init=False)  # `aside` of the whole sitting
+    stepped: float = field(default=0.0, init=False)  # seconds at the last step, without what was drawn
+    paused: float = field(default=0.0, init=False)
 
     @classmethod
     def of(cls, plan: Any) -> Pace | None:
@@ -58,11 +62,19 @@ class Pace:
 
     def drew(self, seconds: float) -> None:
         """A grid of samples, and what comes with it, took so long."""
-        self.aside, self.grids = self.aside + seconds, self.grids + 1
+        self.aside, self.grids, self.drawn = self.aside + seconds, self.grids + 1, self.drawn + seconds
+
+    def went_back(self) -> None:
+        """The run was taken back to an earlier step: the steps since the last look are not there any more."""
+        self.mark = (-1, 0.0)
 
     def due(self, step: int, spent: float) -> bool:
-        """Whether a look belongs after `step`, `spent` seconds into the training."""
+        """Whether a look belongs after `step`, `spent` seconds into the training. To be asked after every step."""
         at, then = self.mark
+        took, self.stepped = spent - self.drawn - self.stepped, spent - self.drawn
+        if at >= 0 and took > max(PAUSE[0], PAUSE[1] * self.mean(0, 1)):
+            self.paused += took
+        spent -= self.paused
         if at < 0:  # the first step of a sitting is slower than others
             self.mark, self.aside, self.grids = (step, spent), 0.0, 0
             return False
@@ -73,6 +85,7 @@ class Pace:
 
         The steps since the last look took r times what their place in the training lets expect; those to come will too.
         """
+        spent -= self.paused
         (begin, then), self.mark = self.mark, (step, spent)
         took = max(spent - then - self.aside, 1e-9)
         left = self.seconds - spent - grids * max(0.0, 1 - spent / self.seconds) * self.aside / max(self.grids, 1)

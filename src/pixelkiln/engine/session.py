@@ -155,6 +155,8 @@ class Session:
                         if from_here < step:
                             step = last = from_here
                             logged = time.perf_counter()
+                            if self.pace is not None:
+                                self.pace.went_back()
                             continue
                     aside = time.perf_counter() - now
                     logged += aside
