@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,16 @@ def test_codes_and_digits_are_compared_by_evaluate(tmp_path: Path) -> None:
     assert found["purity"].protocol["labels"] == 10
     with pytest.raises(UserError, match="purity needs the labels, or codes.*--label all"):
         measure(trained, num=40, ask=Ask(("purity",)))
+
+
+def test_a_run_of_before_keeps_its_category_as_quiet(tmp_path: Path) -> None:
+    """Its recipe.json has no gain: it was trained with 1."""
+    run = train(Order("infogan", "digits", tmp_path / "run", "tiny", Budget(steps=2)), Where("cpu", "fp32", False, 1))
+    facts = json.loads(run.recipe_file.read_text())
+    assert facts["stages"][0]["model"]["codes"].pop("gain") == 5.0
+    run.recipe_file.write_text(json.dumps(facts))
+    method = load(run.path, "cpu", "fp32").method
+    assert isinstance(method, InfoGAN) and method.codes.gain == 1.0
 
 
 def test_recipe() -> None:

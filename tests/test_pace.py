@@ -16,6 +16,7 @@ from pixelkiln.engine.log import Log
 from pixelkiln.engine.pace import Pace, profile
 from pixelkiln.engine.session import Session
 from pixelkiln.engine.train import Budget, Order, train
+from pixelkiln.engine.watch import Watch
 from pixelkiln.engine.where import Where
 
 SLOWER = f"{Path(__file__).with_name('toys.py')}:slower"
@@ -87,6 +88,24 @@ def test_a_process_that_was_stopped_for_an_hour_keeps_its_plan(tmp_path: Path, t
     run = trained(tmp_path / "r")
     assert "again" not in run.read_recipe()["plan"]
     assert toy.clock == pytest.approx(4000, rel=TOLD / 8)
+
+
+def test_teaching_the_watch_its_classifier_costs_no_steps(tmp_path: Path, toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first look takes longer than the whole budget; the plan never counted it."""
+    looks: list[int] = []
+
+    def look(self: Watch) -> dict[str, float]:
+        toy.clock += 1.0 if looks else 600.0
+        looks.append(1)
+        return {}
+
+    monkeypatch.setattr(Watch, "look", look)
+    monkeypatch.setattr(Watch, "due", lambda self, step, every: step % every == 0)
+    order = Order(SLOWER, "digits", tmp_path / "r", "tiny", budget=Budget(seconds=400.0), watch="warn")
+    run = train(order, HERE, log=QUIET)
+    assert len(looks) >= 9
+    assert "again" not in run.read_recipe()["plan"]
+    assert run.checkpoint().step == run.read_recipe()["plan"]["steps"]
 
 
 def test_a_run_that_was_taken_back_is_not_slow() -> None:

@@ -38,9 +38,9 @@ class Pace:
     mark: tuple[int, float] = field(default=(-1, 0.0), init=False)  # step and seconds of the last look of this sitting
     aside: float = field(default=0.0, init=False)  # seconds of this sitting that were spent on other things than steps
     grids: int = field(default=0, init=False)
-    drawn: float = field(default=0.0, init=False)  # `aside` of the whole sitting
+    drawn: float = field(default=0.0, init=False)  # `aside` and `rested` of the whole sitting
     stepped: float = field(default=0.0, init=False)  # seconds at the last step, without what was drawn
-    paused: float = field(default=0.0, init=False)
+    paused: float = field(default=0.0, init=False)  # seconds that are not counted
 
     @classmethod
     def of(cls, plan: Any) -> Pace | None:
@@ -61,8 +61,12 @@ class Pace:
         return sum(v * max(0.0, min(b, (q + 1) / 4) - max(a, q / 4)) for q, v in enumerate(self.quarters)) / (b - a)
 
     def drew(self, seconds: float) -> None:
-        """A grid of samples, and what comes with it, took so long."""
+        """A grid of samples took so long."""
         self.aside, self.grids, self.drawn = self.aside + seconds, self.grids + 1, self.drawn + seconds
+
+    def rested(self, seconds: float) -> None:
+        """What no plan has counted, and may happen once (a look at collapse, which can begin with teaching a classifier), took so long: it is not of the time to keep."""
+        self.paused, self.drawn = self.paused + seconds, self.drawn + seconds
 
     def went_back(self) -> None:
         """The run was taken back to an earlier step: the steps since the last look are not there any more."""

@@ -93,7 +93,7 @@ def plan(order: Order, stage: Stage, data: ImageSet, parents: Mapping[str, Metho
     total = team.agree(lambda: max(1, int(left / per_step)))
     log.say(f"budget {duration(budget.seconds)}: {total} steps of {per_step * 1e3:.1f} ms ({config.batch / per_step:.0f} images/s)")
     pace = {"seconds": after, "quarters": profile(timed)}
-    return total, {"by": "time", "seconds": budget.seconds, "step_seconds": per_step, "steps_timed": len(timed), "pace": pace}
+    return total, {"by": "time", "seconds": budget.seconds, "steps": total, "step_seconds": per_step, "steps_timed": len(timed), "pace": pace}
 
 
 def _timed(trial: Trainer, team: Team, seconds: float) -> list[tuple[float, float]]:

@@ -150,6 +150,9 @@ class Session:
                         self.watch.follow(numbers, log_every)
                 if step % every == 0 or end:
                     self.draw(step, log)
+                    drawn = time.perf_counter()
+                    if self.pace is not None:
+                        self.pace.drew(drawn - now)
                     if self.watch is not None and self.watch.due(step, every):
                         from_here, good = self.watched(step, log)
                         if from_here < step:
@@ -158,10 +161,10 @@ class Session:
                             if self.pace is not None:
                                 self.pace.went_back()
                             continue
-                    aside = time.perf_counter() - now
-                    logged += aside
+                    looked = time.perf_counter()
+                    logged += looked - now
                     if self.pace is not None:
-                        self.pace.drew(aside)
+                        self.pace.rested(looked - drawn)
                 self.keep(step, log)
                 late = not end and self.pace is not None and self.pace.due(step, self.seconds())
                 stop, due, look = team.most(caught[0] if caught else 0, int(now - saved > 60 * MINUTES), int(late))
